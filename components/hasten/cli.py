@@ -1,0 +1,225 @@
+"""The command line: `hasten [pipeline] [overrides]`. Imports nothing heavy until a pipeline runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from traceback import print_exception
+
+from hasten.core.errors import ConfigError, HastenError
+from hasten.core.groups import GROUPS, conf_folder, options
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def main() -> None:
+    """Entry point of the `hasten` command.
+
+    Exit codes: 0 done, 1 failed, 2 a request that makes no sense, 130 interrupted.
+    """
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and gives its exit code."""
+    # Before torch is loaded: its threads spin for long while they wait, and where another process wants a core that
+    # makes a training step ten times slower and more. With this bound they soon sleep; idle machines lose nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    folders = config_folders(arguments)
+    if any(argument in ("--help", "-h") for argument in arguments):
+        print(help_text(folders))
+        return 0
+    traceback = os.environ.get(FULL_ERROR) == "1"
+    try:
+        return _through_hydra(with_pipeline(arguments, folders), traceback=traceback)
+    except KeyboardInterrupt:
+        print("hasten: interrupted; what is finished stays in the store and is not made again", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return _report(_explained(error, arguments), traceback=traceback)
+
+
+def config_folders(arguments: Sequence[str]) -> list[Path]:
+    """The user's config folder, if one is given, and the packaged one."""
+    mine = []
+    for position, argument in enumerate(arguments):
+        name, given, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            mine = [Path(value)] if given else [Path(item) for item in arguments[position + 1 : position + 2]]
+    return [*mine, conf_folder()]
+
+
+def with_pipeline(arguments: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Turns a first bare word into `pipeline=word`.
+
+    Raises:
+        ConfigError: a bare word that is no pipeline.
+    """
+    takes_value = (
+        "--config-dir",
+        "-cd",
+        "--config-name",
+        "-cn",
+        "--config-path",
+        "-cp",
+        "--package",
+        "-p",
+        "--cfg",
+        "-c",
+        "--info",
+        "-i",
+    )
+    result, previous = [], ""
+    for argument in arguments:
+        bare = not argument.startswith(("-", "+", "~")) and "=" not in argument and previous not in takes_value
+        if bare:
+            pipelines = options("pipeline", folders)
+            if argument not in pipelines:
+                from hasten.core.recipe import nearest
+
+                known = f"there are {', '.join(pipelines)} (and overrides are key=value)"
+                raise ConfigError(f"{argument} is no pipeline{nearest(argument, list(pipelines))}; {known}")
+            argument = f"pipeline={argument}"
+        result.append(argument)
+        previous = argument
+    return result
+
+
+def help_text(folders: Sequence[Path]) -> str:
+    """Usage, and every config group with its options, one line each."""
+    lines = [
+        "hasten [pipeline] [group=option] [key=value] ...",
+        "",
+        "Makes a PyTorch model fast enough, small enough and still right on the hardware that will run it,",
+        "and proves it.",
+        "",
+        "  hasten                                       optimise the default experiment",
+        "  hasten run pruning=structured engine=openvino   build and measure one recipe",
+        "  hasten profile                               where the time goes on the target, and the bottleneck",
+        "  hasten -m run pruning=none,structured        sweep recipes over the same store",
+        "  hasten run dry_run=true                      what would be done, and what the store already has",
+        "  hasten run --cfg job                         the composed config, every knob with its value",
+        "  hasten --config-dir my_conf model=mine       with config files of your own",
+        "",
+        "Groups and their options:",
+    ]
+    for group in GROUPS:
+        for position, (option, purpose) in enumerate(options(group, folders).items()):
+            lines.append(f"  {group if position == 0 else '':<13} {option:<19} {purpose}")
+    return "\n".join(lines)
+
+
+def _through_hydra(arguments: Sequence[str], *, traceback: bool) -> int:
+    from hydra import main as hydra_main
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    from hasten.core import schema
+    from hasten.session import Session
+
+    schema.register()
+    _log_to_stderr()
+    codes: list[int] = []
+
+    @hydra_main(version_base="1.3", config_path="pkg://hasten.conf", config_name="config")
+    def job(config: DictConfig) -> int:
+        hydra = HydraConfig.get()
+        try:
+            session = Session.of(list(hydra.overrides.task), Path(hydra.runtime.output_dir), config_folders(arguments))
+            codes.append(import_module(f"hasten.pipelines.{config.pipeline.name}").main(session))
+        except Exception as error:
+            codes.append(_report(error, traceback=traceback))
+        _remove_empty(Path(hydra.runtime.output_dir))
+        return codes[-1]
+
+    with _errors_from_hydra(), _command_line(["hasten", *arguments]):
+        job()
+    return max(codes, default=0)
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever stderr is at the time: a live display puts its own in place, and lines go above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("hasten")
+    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+        logger.addHandler(_Stderr())
+        logger.setLevel(logging.INFO)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Takes back the output folder that Hydra made for a run which left nothing in it."""
+    while folder != Path.cwd() and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+@contextmanager
+def _errors_from_hydra() -> Iterator[None]:
+    """Has Hydra hand its errors on to us instead of printing them its own way and exiting with 1."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = before
+
+
+@contextmanager
+def _command_line(arguments: list[str]) -> Iterator[None]:
+    """The arguments as Hydra reads them, and the user's own modules importable from the working directory.
+
+    It comes last on the import path, so that no file of theirs takes the place of a library.
+    """
+    arguments_before, path_before = sys.argv, list(sys.path)
+    sys.argv = arguments
+    sys.path.append(os.getcwd())
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = arguments_before, path_before
+
+
+def _report(error: Exception, *, traceback: bool) -> int:
+    """One line for each problem; a traceback for a bug of ours, or where HYDRA_FULL_ERROR=1 asks for one."""
+    if traceback or not isinstance(error, HastenError):
+        print_exception(error)
+    else:
+        for line in str(error).splitlines():
+            print(f"hasten: {line}", file=sys.stderr)
+    return USAGE_ERROR if isinstance(error, ConfigError) else 1
+
+
+def _explained(error: Exception, arguments: Sequence[str]) -> Exception:
+    """Hydra's and OmegaConf's complaints about the command line as a ConfigError; other errors as they are."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, OSError) and error.filename:  # a folder that can't be written, a full disk
+        return ConfigError(f"{error.filename}: {error.strerror}")
+    if isinstance(error, ValueError) and str(error).startswith("Config group override"):  # `group=null`
+        return ConfigError(f"{error}: a group takes the name of an option, none for nothing")
+    if isinstance(error, HastenError) or not isinstance(error, HydraException | OmegaConfBaseException):
+        return error
+    from hasten.core.recipe import explain
+
+    return explain(error, arguments)
+
+
+if __name__ == "__main__":
+    main()

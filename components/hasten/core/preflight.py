@@ -1,0 +1,242 @@
+"""Everything that can be found wrong with a recipe before anything runs, all at once."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import annotated_types
+from pydantic import TypeAdapter, ValidationError
+
+from hasten.core.construct import STAGE_KEYS, arguments, construct, locate
+from hasten.core.errors import ConfigError
+from hasten.core.interfaces import Engine, Target
+from hasten.core.objective import Objective
+from hasten.core.recipe import Recipe, nearest
+from hasten.core.sections import Callbacks, Split, Trainer, TrainingSettings
+
+COMPONENTS = (
+    "data",
+    "model.arch",
+    "student.arch",
+    "distillation",
+    "pruning",
+    "quantization",
+    "engine",
+    "planner",
+    "tracking",
+)
+SECTIONS: Mapping[str, type] = {
+    "target": Target,
+    "objective": Objective,
+    "trainer": Trainer,
+    "callbacks": Callbacks,
+    "data.split": Split,
+    "model.training": TrainingSettings,
+    "student.training": TrainingSettings,
+    "pruning.training": TrainingSettings,
+}
+
+
+REQUIRED = ("data", "model", "student", "distillation", "pruning", "quantization", "engine", "target", "trainer")
+
+
+def check(recipe: Recipe) -> None:
+    """Holds a recipe against its components' signatures, types, ranges and combinations.
+
+    Raises:
+        ConfigError: with one line for each problem.
+    """
+    problems = _once(_problems(recipe))
+    if not problems:
+        problems = list(_combinations(recipe))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _once(problems: Iterator[str]) -> list[str]:
+    """Each problem where it was typed: a value that other sections take over is wrong there for the same reason."""
+    first: dict[str, str] = {}
+    for text in problems:
+        first.setdefault(text.rpartition(" (")[0] or text, text)
+    return list(first.values())
+
+
+def _problems(recipe: Recipe) -> Iterator[str]:
+    for key, kind in SECTIONS.items():
+        node = _at(recipe.config, key)
+        if node is not None:
+            yield from _fields(node, typing.get_type_hints(kind, include_extras=True), key)
+    for key in COMPONENTS:
+        node = _at(recipe.config, key)
+        if node and node.get("_target_"):
+            yield from _component(node, key)
+    yield from _loose_ends(recipe)
+
+
+def _loose_ends(recipe: Recipe) -> Iterator[str]:
+    config = recipe.config
+    if dropped := [group for group in REQUIRED if not config[group]]:
+        yield f"{', '.join(dropped)} can't be left out; an absent technique is the option none"
+        return
+    checkpoint = config["model"].get("checkpoint")
+    if checkpoint and not Path(checkpoint).is_file():
+        yield f"model.checkpoint={checkpoint} is no file"
+    if not checkpoint and config["model"]["training"]["epochs"] == 0:
+        remedy = "give model.checkpoint=<file> or train at least 1 epoch"
+        yield f"model.training.epochs=0 leaves the model untrained: {remedy}"
+    share = config["quantization"].get("min_integer_share")
+    if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
+        yield f"min_integer_share must be a number in [0, 1], got {share!r} (quantization.min_integer_share)"
+    days = config["store"]["days"]
+    if days is not None and days < 0:
+        yield f"days must be a number of at least 0 or null, got {days!r} (store.days)"
+    if not 0 <= config["seed"] < 2**32:
+        yield f"seed must be an integer in [0, 2^32), got {config['seed']} (seed)"
+    if config["store"]["action"] not in ("list", "verify", "prune"):
+        yield f"action must be one of list, verify, prune, got {config['store']['action']!r} (store.action)"
+
+
+def _component(node: Mapping[str, Any], key: str) -> Iterator[str]:
+    try:
+        component = locate(node["_target_"], key)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    given = arguments(node)
+    parameters = inspect.signature(component).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in given:
+        if name not in parameters:
+            yield (
+                f"{key}.{name} is no argument of {node['_target_']}{nearest(name, list(parameters))}; "
+                f"it takes {', '.join(parameters) or 'none'}"
+            )
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in given and name not in ("input_shape", "num_classes"):
+            yield f"{key}.{name} has no value and {node['_target_']} needs one"
+    owner = (
+        component.__init__
+        if inspect.isclass(component) and not hasattr(component, "__dataclass_fields__")
+        else component
+    )
+    hints = typing.get_type_hints(owner, include_extras=True)
+    known = {name: value for name, value in given.items() if name in parameters}
+    filled = {
+        name: value for name, value in known.items() if not (value is None and name in ("input_shape", "num_classes"))
+    }
+    yield from _fields(filled, hints, key, strict_names=False)
+
+
+def _fields(node: Mapping[str, Any], hints: Mapping[str, Any], key: str, *, strict_names: bool = True) -> Iterator[str]:
+    for name, value in node.items():
+        if name in hints:
+            if not _fits(value, hints[name]):
+                yield f"{name} must be {describe(hints[name])}, got {value!r} ({key}.{name})"
+        elif strict_names and name not in STAGE_KEYS:
+            yield f"{key}.{name} is no key of {key}{nearest(name, list(hints))}; it has {', '.join(hints)}"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    try:
+        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def describe(hint: Any) -> str:
+    """A type with its range in words: `a number in [0, 1)`."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        base, *metadata = get_args(hint)
+        return f"{describe(base)}{_range(metadata)}"
+    if origin is Literal:
+        return f"one of {', '.join(str(item) for item in get_args(hint))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(item) for item in get_args(hint))
+    if origin in (tuple, list):
+        inner = next((item for item in get_args(hint) if item is not Ellipsis), Any)
+        return f"a list, each {describe(inner)}"
+    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _range(metadata: list[Any]) -> str:
+    low: object = None
+    high: object = None
+    open_low = open_high = False
+    for item in metadata:
+        for part in item if isinstance(item, annotated_types.GroupedMetadata) else (item,):
+            if isinstance(part, annotated_types.Ge):
+                low, open_low = part.ge, False
+            elif isinstance(part, annotated_types.Gt):
+                low, open_low = part.gt, True
+            elif isinstance(part, annotated_types.Le):
+                high, open_high = part.le, False
+            elif isinstance(part, annotated_types.Lt):
+                high, open_high = part.lt, True
+    if low is not None and high is not None:
+        return f" in {'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+    if low is not None:
+        return f" {'above' if open_low else 'of at least'} {low}"
+    if high is not None:
+        return f" {'below' if open_high else 'of at most'} {high}"
+    return ""
+
+
+def _combinations(recipe: Recipe) -> Iterator[str]:
+    """Combinations that make no sense; only asked of recipes whose parts are right."""
+    config = recipe.config
+    chosen = {group: bool(config[group].get("_target_")) for group in ("distillation", "pruning", "quantization")}
+    chosen["student"] = bool(config["student"].get("arch"))
+    for group in ("distillation", "pruning", "quantization"):
+        if not chosen[group]:
+            continue
+        component = locate(config[group]["_target_"], group)
+        for wanted in getattr(component, "requires", ()):
+            if not any(chosen.get(name, False) for name in wanted.split("|")):
+                users = " or ".join(wanted.split("|"))
+                yield f"{group}={_option(recipe, group)} needs {users}: nothing else would use it"
+        for banned in getattr(component, "never_with", ()):
+            other, _, option = banned.partition("=")
+            if _option(recipe, other) == option:
+                yield f"{group}={_option(recipe, group)} can't be combined with {banned}"
+    yield from _engine(recipe, chosen["quantization"])
+
+
+def _engine(recipe: Recipe, quantized: bool) -> Iterator[str]:
+    target = Target(**{**recipe.section("target"), "engines": tuple(recipe.section("target")["engines"])})
+    engine = construct(recipe.section("engine"), "engine")
+    if not isinstance(engine, Engine):
+        yield f"engine._target_={recipe.section('engine')['_target_']} is no Engine"
+        return
+    threads = getattr(engine, "threads", 1)
+    if threads > target.threads:
+        yield f"threads must be at most target.threads={target.threads}, got {threads} (engine.threads)"
+    elif reason := engine.supports(quantized, target):
+        yield f"engine={_option(recipe, 'engine')} can't run this recipe: {reason}"
+
+
+def _option(recipe: Recipe, group: str) -> str:
+    prefix = f"{group}="
+    for text in recipe.overrides:
+        if text.startswith(prefix):
+            return text.removeprefix(prefix)
+    target = str(recipe.section(group).get("_target_", ""))
+    return target.rpartition(".")[0].rpartition(".")[2] or group
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return node

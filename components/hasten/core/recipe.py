@@ -1,0 +1,320 @@
+"""Recipes: a candidate is the experiment's config with a list of overrides on top."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hasten.core.errors import ConfigError
+from hasten.core.files import digest
+from hasten.core.groups import GROUPS
+from hasten.core.trial import Strategy
+
+UNTOUCHED = ("student=same", "distillation=none", "pruning=none", "quantization=none", "engine=eager")
+"""The edit that leaves the user's model as it is, in eager PyTorch."""
+
+RESULT_SECTIONS = (
+    "seed",
+    "data",
+    "model",
+    "student",
+    "distillation",
+    "pruning",
+    "quantization",
+    "engine",
+    "target",
+    "trainer",
+)
+"""Sections that decide what a recipe gives. Tracking, callbacks, objective and planner never do."""
+
+WALK_SECTIONS = ("pipeline", "dry_run", "store", "tracking", "planner", "objective", "strategy", "callbacks")
+"""Sections that say what to do with a recipe; they are no part of its overrides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One candidate.
+
+    Attributes:
+        overrides: the normalised difference from the packaged experiment; a command line with it rebuilds the
+            candidate.
+        config: the composed config, resolved, as plain values.
+    """
+
+    overrides: tuple[str, ...]
+    config: Mapping[str, Any]
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal for recipes that give the same result, however they are spelt."""
+        return digest({section: self.config[section] for section in RESULT_SECTIONS})
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        return self.config[name] or {}
+
+
+def normalise(overrides: Iterable[str], groups: Sequence[str] = GROUPS) -> tuple[str, ...]:
+    """One spelling for one edit.
+
+    Setting a group drops earlier overrides under it, the last value wins, and the result is sorted by group.
+
+    Raises:
+        ConfigError: an override does not parse.
+    """
+    kept: dict[str, str] = {}
+    for text in overrides:
+        override = _parse(text)
+        key = override.key_or_group
+        if key in groups:
+            kept = {name: value for name, value in kept.items() if name != key and not name.startswith(f"{key}.")}
+        kept.pop(key, None)
+        kept[key] = _spell(override)
+    return tuple(sorted(kept.values(), key=lambda text: _order(text, groups)))
+
+
+def _order(text: str, groups: Sequence[str]) -> tuple[int, int, str]:
+    key = text.lstrip("+~").partition("=")[0]
+    group = key.partition(".")[0]
+    return (groups.index(group) if group in groups else len(groups), 0 if key == group else 1, text)
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{text!r} is not an override of the form key=value: {reason}") from error
+
+
+def _spell(override: Override) -> str:
+    prefix = {"ADD": "+", "FORCE_ADD": "++", "DEL": "~"}.get(override.type.name if override.type else "", "")
+    key = override.get_key_element().lstrip("+~")
+    if override.is_delete() and override.value() is None:
+        return f"~{key}"
+    return f"{prefix}{key}={override.get_value_element_as_str()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composer:
+    """Composes recipes from the config that this process was started with.
+
+    Attributes:
+        base: the user's own overrides of recipe sections, normalised.
+        walk: the user's overrides of the other sections (pipeline, store, tracking, ...), which every recipe shares.
+    """
+
+    base: tuple[str, ...]
+    walk: tuple[str, ...]
+    _composed: dict[tuple[str, ...], Recipe] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, overrides: Iterable[str]) -> Composer:
+        mine: list[str] = []
+        walk: list[str] = []
+        # On a command line the order of `pruning=structured pruning.sparsity=0.3` does not matter; in an edit it does.
+        choices_first = sorted(overrides, key=lambda text: _parse(text).key_or_group not in GROUPS)
+        for text in normalise(choices_first):
+            section = text.lstrip("+~").partition("=")[0].partition(".")[0]
+            (walk if section in WALK_SECTIONS else mine).append(text)
+        return cls(base=tuple(mine), walk=tuple(walk))
+
+    def compose(self, overrides: Iterable[str] = ()) -> Recipe:
+        """The user's own recipe with some overrides on top.
+
+        Raises:
+            ConfigError: an override names no key or option that there is; with the nearest one that there is.
+        """
+        return self._once(normalise([*self.base, *overrides]))
+
+    def _once(self, overrides: tuple[str, ...]) -> Recipe:
+        final = tuple(text for text in overrides if text not in self._defaults)
+        if final not in self._composed:
+            self._composed[final] = self._recipe(final)
+        return self._composed[final]
+
+    def edited(self, recipe: Recipe, edit: Iterable[str]) -> Recipe:
+        """A recipe with an edit on top. A recipe's overrides are complete: the user's own don't come in again.
+
+        Raises:
+            ConfigError: as of `compose`.
+        """
+        return self._once(normalise([*recipe.overrides, *edit]))
+
+    @cached_property
+    def _defaults(self) -> frozenset[str]:
+        """Group choices that go without saying, as overrides."""
+        chosen = [text for text in self.base if text.startswith(("experiment=", "debug="))]
+        choices = compose(config_name="config", overrides=chosen, return_hydra_config=True).hydra.runtime.choices
+        return frozenset(f"{group}={option}" for group, option in choices.items())
+
+    def _recipe(self, final: tuple[str, ...]) -> Recipe:
+        config = self._config([*final, *self.walk])
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise ConfigError(*(f"{key} has no value and needs one: {key}=..." for key in missing))
+        try:
+            values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(one_line(error)) from error
+        assert isinstance(values, dict)
+        return Recipe(overrides=final, config={str(key): value for key, value in values.items()})
+
+    def strategies(self) -> tuple[Strategy, ...]:
+        """The strategies that the user named, or every one on the config search path.
+
+        Raises:
+            ConfigError: a strategy does not say what it needs to, or edits what there is not.
+        """
+        named = [_parse(text).value() for text in self.walk if text.startswith("strategy=")]
+        names = named[-1] if named else self.options("strategy")
+        names = [str(name) for name in (names if isinstance(names, list) else [names])]
+        config = self._config([*self.base, *self.walk, f"strategy=[{','.join(names)}]"])
+        nodes = OmegaConf.to_container(config.strategies, resolve=True) if config.strategies else {}
+        assert isinstance(nodes, dict)
+        if unpackaged := [name for name in names if name not in nodes]:
+            missing = (
+                f"strategy/{name}.yaml needs the first line: # @package strategies.{name}" for name in unpackaged
+            )
+            raise ConfigError(*missing)
+        strategies = tuple(_strategy(str(name), node) for name, node in sorted(nodes.items()))
+        self._check_attempts(strategies)
+        return strategies
+
+    def _check_attempts(self, strategies: Sequence[Strategy]) -> None:
+        """Every attempt has to compose, at least where all the others' options have been chosen before it."""
+        attempts = [attempt for strategy in strategies for attempt in strategy.attempts]
+        choices = [text for attempt in attempts for text in attempt if text.partition("=")[0] in GROUPS]
+        for strategy in strategies:
+            searched = [f"{strategy.search['key']}={strategy.search['low']}"] if strategy.search else []
+            for attempt in strategy.attempts:
+                try:
+                    self.compose([*choices, *attempt, *searched])
+                except ConfigError as error:
+                    raise ConfigError(f"strategies.{strategy.name}: {error}") from error
+
+    def options(self, group: str) -> list[str]:
+        """Options of a group on the config search path."""
+        return list(GlobalHydra.instance().config_loader().get_group_options(group))
+
+    def _config(self, overrides: Sequence[str]) -> DictConfig:
+        try:
+            return compose(config_name="config", overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error, overrides) from error
+        except ValueError as error:  # Hydra's own for `group=null`
+            raise ConfigError(f"{one_line(error)}: a group takes the name of an option, none for nothing") from error
+
+
+def _strategy(name: str, node: Any) -> Strategy:
+    try:
+        return Strategy(
+            name=name,
+            description=str(node.get("description", "")),
+            addresses={str(key): float(value) for key, value in node["addresses"].items()},
+            attempts=tuple(tuple(str(item) for item in attempt) for attempt in node["attempts"]),
+            search=node["search"],
+            cost=float(node["cost"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        wanted = "addresses, attempts, search and cost"
+        raise ConfigError(f"strategy/{name}.yaml must spell {wanted}: {type(error).__name__}: {error}") from error
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterable[str]:
+    for key in map(str, config):
+        name = f"{prefix}{key}"
+        yield name
+        if OmegaConf.is_missing(config, key) or OmegaConf.is_interpolation(config, key):
+            continue
+        if isinstance(config[key], DictConfig):
+            yield from _keys(config[key], f"{name}.")
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Hydra's complaint as one line that names the key, what was given and the nearest that is allowed.
+
+    Args:
+        overrides: of the command that failed; its group choices decide which keys there are.
+    """
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        allowed = [str(item) for item in error.options or ()]
+        return ConfigError(
+            f"{group}={option} is no option of {group}{nearest(option, allowed)}; there are {', '.join(allowed)}"
+        )
+    match = re.search(r"Could not override '([^']+)'", text)
+    if isinstance(error, ConfigCompositionException) and match:
+        return _unknown_key(match[1], error, known_keys(overrides))
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
+    return ConfigError(one_line(cause))
+
+
+def _unknown_key(key: str, error: ConfigCompositionException, keys: Sequence[str]) -> ConfigError:
+    parent = key.rpartition(".")[0]
+    siblings = [name for name in keys if name.rpartition(".")[0] == parent and not name.endswith("._target_")]
+    if key in siblings:
+        return ConfigError(f"{key}: {one_line(error.__cause__ or error)}")
+    if not parent:
+        return ConfigError(f"{key} is no key of the config{nearest(key, siblings)}; there are {', '.join(siblings)}")
+    if parent in GROUPS and not siblings:
+        return ConfigError(f"{key}: {parent} has no knobs as chosen; pick an option first, {parent}=...")
+    there = f"; {parent} has {', '.join(name.rpartition('.')[2] for name in siblings)}" if siblings else ""
+    return ConfigError(f"{key} is no key of the config{nearest(key, siblings or keys)}{there}")
+
+
+def known_keys(overrides: Sequence[str]) -> list[str]:
+    """All keys of the config, with the group choices among the overrides where they compose."""
+    choices = [text for text in overrides if "=" in text and text.partition("=")[0] in GROUPS and "," not in text]
+    with _hydra():
+        try:
+            config = compose(config_name="config", overrides=choices)
+        except (HydraException, OmegaConfBaseException):
+            config = compose(config_name="config")
+    return list(_keys(config))
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra as it runs already, or, after it gave up on a command line, with the packaged configs."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        with initialize_config_module(config_module="hasten.conf", version_base="1.3"):
+            yield
+
+
+def one_line(error: BaseException) -> str:
+    """The message without the indented details that Hydra and OmegaConf append."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    details = {name: value for name, _, value in (line.partition(": ") for line in lines[1:])}
+    where = f" ({details['full_key']})" if details.get("full_key") else ""
+    return f"{lines[0] if lines else type(error).__name__}{where}"
+
+
+def nearest(given: str, allowed: Sequence[str]) -> str:
+    """`, did you mean 'x'?` or nothing."""
+    matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    return f", did you mean {matches[0]!r}?" if matches else ""
+
+
+def rebuild_command(overrides: Sequence[str], config_dir: Path | None) -> str:
+    """The command line that builds and measures this recipe again."""
+    import shlex
+
+    where = ["--config-dir", str(config_dir)] if config_dir else []
+    return shlex.join(["hasten", *where, "run", *overrides])

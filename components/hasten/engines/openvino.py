@@ -1,0 +1,159 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from annotated_types import Ge
+
+from hasten.artefacts.operators import kind
+from hasten.core.errors import EngineError
+from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
+from hasten.engines.checks import check_parity, unavailable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_MODEL = "model.onnx"
+_WARMUP = 3
+_LAYERS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVino(Engine):
+    """Compiles the ONNX file when it is loaded, without a model cache.
+
+    Attributes:
+        threads: of one request.
+        static_batch: rows per request that the graph is compiled for, which saves shape work; the first request with
+            another number of rows compiles it once more, for any. None: for any from the start.
+    """
+
+    family = "openvino"
+    libraries = ("openvino",)
+
+    threads: Annotated[int, Ge(1)] = 1
+    static_batch: Annotated[int, Ge(1)] | None = None
+
+    def supports(self, quantized: bool, target: Target) -> str | None:
+        return unavailable("openvino", self.threads, target)
+
+    def compile(self, graph: Graph, folder: Path) -> None:
+        shutil.copyfile(graph.onnx, folder / _MODEL)
+        run = self.load(folder)
+        if not graph.quantized:
+            check_parity(run, graph, "openvino", self.static_batch)
+
+    def load(self, folder: Path) -> Runner:
+        return _Runner(self, folder)
+
+    def integer_share(self, folder: Path) -> float:
+        operators = self.compiled(folder, self.static_batch).get_runtime_model().get_ops()
+        infos = [operator.get_rt_info() for operator in operators]
+        layers = [info for info in infos if info["layerType"].astype(str) in _LAYERS]
+        integers = [info for info in layers if info["runtimePrecision"].astype(str) in ("u8", "i8")]
+        return len(integers) / len(layers) if layers else 0.0
+
+    def operators(self, folder: Path, inputs: NDArray[np.float32], repeats: int) -> Sequence[OperatorTime]:
+        """The executed nodes, by OpenVINO's counters, which round each mean down to a whole microsecond."""
+        rows = np.ascontiguousarray(inputs, dtype=np.float32)
+        batch = self.static_batch if self.static_batch == len(rows) else None
+        request = self.compiled(folder, batch, PERF_COUNT=True).create_infer_request()
+
+        def totals(calls: int) -> dict[tuple[str, str], float]:
+            """Milliseconds of all calls so far; the counters hold their mean."""
+            counters = [counter for counter in request.get_profiling_info() if _runs(counter)]
+            return {(each.node_name, each.node_type): each.real_time.total_seconds() * 1e3 * calls for each in counters}
+
+        for _ in range(_WARMUP):
+            request.infer([rows])
+        before = totals(_WARMUP)
+        for _ in range(repeats):
+            request.infer([rows])
+        return [
+            OperatorTime(
+                name=name,
+                kind=kind(operator),
+                milliseconds=max(0.0, total - before.get((name, operator), 0.0)) / repeats,
+            )
+            for (name, operator), total in totals(_WARMUP + repeats).items()
+        ]
+
+    def compiled(self, folder: Path, batch: int | None, **properties: Any) -> Any:
+        """The compiled model, for exactly `batch` rows or for any number.
+
+        Raises:
+            EngineError: OpenVINO refused the graph.
+        """
+        import openvino
+
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": self.threads,
+            # A float graph stays float: with AMX or AVX512_BF16, OpenVINO's own choice is bfloat16.
+            "INFERENCE_PRECISION_HINT": "f32",
+            # Pinning gains nothing for one request, and sends the workers of one machine to the same cores.
+            "ENABLE_CPU_PINNING": False,
+            "CACHE_DIR": "",
+        }
+        try:
+            core = openvino.Core()
+            model = core.read_model(str(folder / _MODEL))
+            if batch is not None:
+                (source,) = model.inputs
+                model.reshape([batch, *list(source.partial_shape)[1:]])
+            return core.compile_model(model, "CPU", settings | properties)
+        except Exception as error:
+            raise EngineError(f"openvino refused the graph: {str(error).strip().partition(chr(10))[0]}") from error
+
+
+class _Request:
+    """One infer request whose input stays in place: rows are copied in, outputs are copied out.
+
+    On a small network, handing over the caller's array at every call (`share_inputs`) costs 20 microseconds more.
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+        self._input: NDArray[np.float32] = np.empty(0, dtype=np.float32)
+
+    def __call__(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        if self._input.shape != inputs.shape:
+            tensor = self._request.get_input_tensor()
+            tensor.shape = inputs.shape
+            self._input = tensor.data
+        self._input[...] = inputs
+        outputs: NDArray[Any] = self._request.infer({})[0]
+        return outputs
+
+
+class _Runner:
+    """Sends each request to the graph that is compiled for its number of rows. Several callers wait for one another."""
+
+    def __init__(self, engine: OpenVino, folder: Path) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._lock = Lock()
+        self._requests: dict[int | None, _Request] = {}
+        self._request(engine.static_batch)
+
+    def __call__(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        batch = self._engine.static_batch if len(inputs) == self._engine.static_batch else None
+        with self._lock:
+            return self._request(batch)(inputs)
+
+    def _request(self, batch: int | None) -> _Request:
+        if batch not in self._requests:
+            self._requests[batch] = _Request(self._engine.compiled(self._folder, batch))
+        return self._requests[batch]
+
+
+def _runs(counter: Any) -> bool:
+    """Whether a node is run at all. One of less than a microsecond is reported as not run, but names its kernel."""
+    return counter.status == counter.EXECUTED or not counter.exec_type.startswith(("undef", "unknown"))

@@ -1,0 +1,207 @@
+"""Serves one engine in a process of its own: `python -m hasten.evidence.worker`, driven by `evidence.process.Worker`.
+
+One JSON object a line on standard input asks, one on standard output answers. A request names what to do and its
+arguments; the answer is `{"result": ...}` or `{"error": type and message, "trace": traceback}`, after which the process
+goes on. It ends when its standard input does, hence with its parent.
+
+A compiled folder holds `engine.json`, the config node of the engine, beside what `Engine.compile` wrote.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter_ns
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.core.construct import construct
+from hasten.core.errors import EngineError, HastenError
+from hasten.core.files import write_json
+from hasten.core.interfaces import Engine, Graph, Runner, Signature
+
+ENGINE_FILE = "engine.json"
+
+
+def read_engine(folder: Path) -> Engine:
+    """The engine that a compiled folder declares.
+
+    Raises:
+        EngineError: the folder declares none.
+        ConfigError: its class does not import or does not take these settings.
+    """
+    file = folder / ENGINE_FILE
+    try:
+        node = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{file} does not say which engine runs this folder: {error}") from error
+    return _engine(node)
+
+
+class Server:
+    """What a worker can be asked to do: every public method, with JSON arguments and a JSON result."""
+
+    def __init__(self) -> None:
+        self._folder = Path()
+        self._runner: Runner | None = None
+
+    def load(self, folder: str) -> None:
+        self._folder = Path(folder)
+        self._runner = read_engine(self._folder).load(self._folder)
+
+    def warm_up(self, inputs: str, calls: int, seconds: float) -> int:
+        """Calls until both are reached.
+
+        Returns:
+            Median nanoseconds of the later half of the calls.
+        """
+        runner, request, durations = self._loaded(), read_inputs(Path(inputs)), list[int]()
+        start = perf_counter_ns()
+        while len(durations) < calls or perf_counter_ns() - start < seconds * 1e9:
+            durations += _durations(runner, request, 1)
+        return int(np.median(durations[len(durations) // 2 :]))
+
+    def time(self, inputs: str, settle: int, calls: int) -> dict[str, Any]:
+        """Nanoseconds of each call, after `settle` calls that refill the caches which other processes have emptied.
+
+        Returns:
+            `durations`, and `starved`: nanoseconds in which threads of this process were ready and had no CPU.
+        """
+        runner, request = self._loaded(), read_inputs(Path(inputs))
+        for _ in range(settle):
+            runner(request)
+        before = _starved_ns()
+        durations = _durations(runner, request, calls)
+        return {"durations": durations, "starved": _starved_ns() - before}
+
+    def predict(self, inputs: str, outputs: str, batch_size: int) -> None:
+        runner, rows = self._loaded(), read_inputs(Path(inputs))
+        parts = []
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            part = np.asarray(runner(batch))
+            if len(part) != len(batch):
+                raise EngineError(f"{self._folder} gave {len(part)} rows of outputs for {len(batch)} rows of inputs")
+            parts.append(part.copy())
+        np.save(outputs, np.concatenate(parts))
+
+    def memory(self) -> int:
+        """Peak resident set of this process in bytes.
+
+        Not getrusage's figure: that one starts at the parent's size, because it outlives exec.
+        """
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        raise EngineError("/proc/self/status has no line VmHWM, the peak resident set")
+
+    def operators(self, folder: str, inputs: str, repeats: int) -> list[dict[str, Any]]:
+        times = read_engine(Path(folder)).operators(Path(folder), read_inputs(Path(inputs)), repeats)
+        return [asdict(operator) for operator in times]
+
+    def integer_share(self, folder: str) -> float:
+        return float(read_engine(Path(folder)).integer_share(Path(folder)))
+
+    def compile(self, engine: Mapping[str, Any], graph: Mapping[str, Any], folder: str) -> None:
+        """Writes what the engine needs and, when all of it is there, `engine.json`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        _engine(engine).compile(
+            Graph(
+                module=Path(graph["module"]),
+                onnx=Path(graph["onnx"]),
+                signature=Signature.from_dict(graph["signature"]),
+                quantized=graph["quantized"],
+                reference=Path(graph["reference"]),
+            ),
+            Path(folder),
+        )
+        write_json(Path(folder) / ENGINE_FILE, dict(engine))
+
+    def _loaded(self) -> Runner:
+        if self._runner is None:
+            raise EngineError("the worker was asked to run an engine before it loaded one")
+        return self._runner
+
+
+def read_inputs(file: Path) -> NDArray[Any]:
+    """Rows of a .npy file, or of the tensor `inputs` of a .safetensors file."""
+    if file.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        rows: NDArray[Any] = load_file(file)["inputs"]
+        return rows
+    loaded: NDArray[Any] = np.load(file)
+    return loaded
+
+
+def _engine(node: Mapping[str, Any]) -> Engine:
+    engine = construct(node, "engine")
+    if not isinstance(engine, Engine):
+        raise EngineError(f"engine._target_={node['_target_']} is not an Engine")
+    return engine
+
+
+def _starved_ns() -> int:
+    """How long the threads of this process have waited for a CPU so far; 0 where the kernel does not tell."""
+    waited = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # a thread that has just ended
+            waited += int(file.read_text().split()[1])
+    return waited
+
+
+def _durations(runner: Runner, request: NDArray[Any], calls: int) -> list[int]:
+    stamps = [0] * (calls + 1)
+    gc.disable()
+    try:
+        stamps[0] = perf_counter_ns()
+        for call in range(calls):
+            runner(request)
+            stamps[call + 1] = perf_counter_ns()
+    finally:
+        gc.enable()
+    return [after - before for before, after in pairwise(stamps)]
+
+
+def _answer(server: Server, line: str) -> str:
+    request = json.loads(line)
+    handler: Callable[..., Any] = getattr(server, request.pop("do"))
+    try:
+        return json.dumps({"result": handler(**request)})
+    except Exception as error:
+        name = "" if isinstance(error, HastenError) else f"{type(error).__name__}: "
+        message = " ".join(str(error).split()) or "no message"
+        return json.dumps({"error": f"{name}{message}", "trace": traceback.format_exc()})
+
+
+def _private_channel() -> tuple[IO[str], IO[str]]:
+    """Keeps both ends for us: what a library prints goes to standard error, what it reads is empty."""
+    sys.stdout.flush()
+    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def main() -> None:
+    requests, answers = _private_channel()
+    server = Server()
+    for line in requests:
+        answers.write(_answer(server, line) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""Chooses the strategy with the highest expected gain per second for the measured bottleneck.
+
+Every choice is a function of the history alone, so that a run that is started again, or replayed from stored
+measurements, takes the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
+
+from hasten.core.errors import ConfigError
+from hasten.core.interfaces import Edit, Inadmissible, Planner, SameRecipe
+from hasten.core.trial import BOTTLENECKS, Choice, Estimate, Profile, Strategy, Trial
+from hasten.planning.prior import Lesson, correction, lessons, read_prior
+from hasten.planning.search import max_values, next_value
+
+NOTICEABLE = 0.1
+"""Share of the latency from which on a bottleneck is worth addressing: without it a request is 1.1 times as fast."""
+
+Known = Callable[[int, Edit], bool | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckPlanner(Planner):
+    """Ranks strategies by log(expected gain) / expected seconds.
+
+    The gain that a strategy declares is Amdahl's, 1 / sum(share_c / factor_c) over compute, memory and overhead. Its
+    logarithm is multiplied by what the strategy's earlier trials suggest (`planning.prior.correction`). Fewer bytes
+    shorten no time: they count where a size limit is broken, and then before all else.
+
+    Once chosen, a strategy is worked off, every attempt and every value of its search, on the recipe that was the best
+    when it was chosen. No attempt is made twice on one recipe, and none that gives a recipe of the history.
+
+    Attributes:
+        max_trials: trials without the baseline.
+        max_minutes: budget of recorded cost of the history, the baseline included; None for none.
+        prior: summary.json of an earlier run to learn from; None to start afresh.
+
+    Raises:
+        ConfigError: `prior` can't be read.
+    """
+
+    max_trials: Annotated[int, Ge(1)] = 14
+    max_minutes: Annotated[float, Gt(0)] | None = None
+    prior: str | None = None
+
+    def __post_init__(self) -> None:
+        _ = self._taught  # A file that can't be read is told before anything has been trained.
+
+    @cached_property
+    def _taught(self) -> tuple[Lesson, ...]:
+        return () if self.prior is None else read_prior(self.prior)
+
+    def choose(
+        self,
+        history: Sequence[Trial],
+        profile: Profile,
+        strategies: Sequence[Strategy],
+        best: Trial,
+        *,
+        same_recipe: SameRecipe,
+        inadmissible: Inadmissible,
+    ) -> Choice | None:
+        """The next open edit of the strategy that was begun, else of the one with the most gain per second.
+
+        Raises:
+            ConfigError: a strategy addresses what is no bottleneck, or its search makes no sense.
+        """
+        check(strategies)
+        if self._spent(history):
+            return None
+        known = _known(same_recipe, inadmissible)
+        if begun := _begun(history, strategies):
+            strategy, parent = begun
+            if edit := _open_edit(strategy, parent.number, history, known):
+                return self._step(strategy, edit, parent, parent.profile or profile, history)
+        ranked = sorted(
+            (strategy for strategy in strategies if _relieves(strategy, profile)),
+            key=lambda strategy: self._rank(strategy, profile, history),
+        )
+        for strategy in ranked:
+            if edit := _open_edit(strategy, best.number, history, known):
+                return self._step(strategy, edit, best, profile, history)
+        return None
+
+    def why_stopped(
+        self,
+        history: Sequence[Trial],
+        profile: Profile,
+        strategies: Sequence[Strategy],
+        best: Trial,
+        *,
+        same_recipe: SameRecipe,
+        inadmissible: Inadmissible,
+    ) -> str:
+        """Why `choose` gave None, one clause for each strategy where no budget was the reason."""
+        if spent := self._spent(history):
+            return spent
+        if not strategies:
+            return "there are no strategies (strategy=[])"
+        return f"no strategy is left: {'; '.join(_obstacle(each, profile, best, inadmissible) for each in strategies)}"
+
+    def estimate(self, history: Sequence[Trial], strategies: Sequence[Strategy]) -> list[Estimate]:
+        """What working off every strategy once may cost at most, in the order given.
+
+        Where `max_trials` does not suffice for all, it counts for those whose attempts cost most. Later rounds, on
+        recipes that were accepted, are bounded by `max_trials` and `max_minutes` alone.
+
+        Raises:
+            ConfigError: a strategy addresses what is no bottleneck, or its search makes no sense.
+        """
+        check(strategies)
+        left = self.max_trials - _num_trials(history)
+        attempts = {}
+        for strategy in sorted(strategies, key=lambda each: -_cost(each, history)):
+            values = max_values(strategy.search) if strategy.search else 1
+            attempts[strategy.name] = max(0, min(left, values * len(strategy.attempts)))
+            left -= attempts[strategy.name]
+        return [
+            Estimate(each.name, attempts[each.name], attempts[each.name] * _cost(each, history)) for each in strategies
+        ]
+
+    def _spent(self, history: Sequence[Trial]) -> str | None:
+        if _num_trials(history) >= self.max_trials:
+            return f"the budget of {self.max_trials} trials is spent (planner.max_trials)"
+        minutes = sum(trial.seconds for trial in history) / 60
+        if self.max_minutes is not None and minutes >= self.max_minutes:
+            return f"the budget of {self.max_minutes:g} minutes is spent, {minutes:.3g} are used (planner.max_minutes)"
+        return None
+
+    def _expected_gain(self, strategy: Strategy, profile: Profile, history: Sequence[Trial]) -> float:
+        factor = correction(strategy.name, (*self._taught, *lessons(history)))
+        return math.exp(factor * math.log(declared_gain(strategy, profile)))
+
+    def _rank(self, strategy: Strategy, profile: Profile, history: Sequence[Trial]) -> tuple[bool, float]:
+        """Sorts ascending: what brings the files under a broken limit, then the most gain per second."""
+        relief = _relief(strategy, profile)
+        benefit = math.log(self._expected_gain(strategy, profile, history)) + math.log(relief)
+        return profile.bottleneck == "capacity" and relief <= 1, -benefit / _cost(strategy, history)
+
+    def _step(
+        self, strategy: Strategy, edit: Edit, parent: Trial, profile: Profile, history: Sequence[Trial]
+    ) -> Choice:
+        expected, declared = self._expected_gain(strategy, profile, history), declared_gain(strategy, profile)
+        shares = ", ".join(f"{name} {profile.shares[name]:.0%}" for name in _addressed(strategy, profile))
+        corrected = (
+            "" if math.isclose(expected, declared) else f", corrected from {declared:.3g}x by its earlier trials"
+        )
+        return Choice(
+            strategy=strategy.name,
+            edit=edit,
+            expected_gain=expected,
+            why=f"addresses {shares}; expected {expected:.3g}x{corrected}, for {_cost(strategy, history):.3g} s",
+            parent=parent.number,
+        )
+
+
+def check(strategies: Iterable[Strategy]) -> None:
+    """Raises ConfigError where a strategy addresses what is no bottleneck, or its search makes no sense."""
+    problems = []
+    for strategy in strategies:
+        where = f"strategies.{strategy.name}"
+        for name, factor in strategy.addresses.items():
+            if name not in BOTTLENECKS:
+                problems.append(f"{where}.addresses: {name!r} is no bottleneck; there are {', '.join(BOTTLENECKS)}")
+            if not (math.isfinite(factor) and factor > 0):
+                problems.append(f"{where}.addresses.{name} must be a factor above 0, got {factor}")
+        if strategy.search is not None:
+            try:
+                max_values(strategy.search)
+            except ConfigError as error:
+                problems.append(f"{where}.{error}")
+            if not isinstance(strategy.search.get("key"), str):
+                problems.append(f"{where}.search.key must name the knob that is searched, such as pruning.sparsity")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def declared_gain(strategy: Strategy, profile: Profile) -> float:
+    """Amdahl's law: how much faster a request becomes when the time of each class shrinks by its factor."""
+    classes = [name for name in profile.shares if name != "capacity"]
+    return 1 / sum(profile.shares[name] / strategy.addresses.get(name, 1.0) for name in classes)
+
+
+def _relief(strategy: Strategy, profile: Profile) -> float:
+    """By how much fewer bytes help: the strategy's factor, at most what a broken size limit asks for."""
+    excess = profile.shares.get("capacity", 0.0) if profile.bottleneck == "capacity" else 0.0
+    needed = 1 / (1 - excess) if excess < 1 else math.inf
+    return max(1.0, min(strategy.addresses.get("capacity", 1.0), needed))
+
+
+def _addressed(strategy: Strategy, profile: Profile) -> list[str]:
+    """The noticeable bottlenecks that a strategy relieves, the largest first."""
+    found = [
+        name
+        for name, share in sorted(profile.shares.items(), key=lambda item: -item[1])
+        if name != "capacity" and share >= NOTICEABLE and strategy.addresses.get(name, 1.0) > 1
+    ]
+    return [*(["capacity"] if _relief(strategy, profile) > 1 else []), *found]
+
+
+def _relieves(strategy: Strategy, profile: Profile) -> bool:
+    gains = declared_gain(strategy, profile) > 1 or _relief(strategy, profile) > 1
+    return gains and bool(_addressed(strategy, profile))
+
+
+def _num_trials(history: Sequence[Trial]) -> int:
+    return sum(trial.number > 0 for trial in history)
+
+
+def _cost(strategy: Strategy, history: Sequence[Trial]) -> float:
+    """Expected seconds of one attempt: the mean of this run's, or what the strategy declares."""
+    seconds = [trial.seconds for trial in history if trial.strategy == strategy.name]
+    return max(1e-3, sum(seconds) / len(seconds) if seconds else strategy.cost)
+
+
+def _begun(history: Sequence[Trial], strategies: Sequence[Strategy]) -> tuple[Strategy, Trial] | None:
+    """The strategy of the last trial and the trial whose recipe it edits."""
+    if not history:
+        return None
+    last = history[-1]
+    strategy = next((each for each in strategies if each.name == last.strategy), None)
+    parent = next((trial for trial in history if trial.number == last.parent), None)
+    return (strategy, parent) if strategy and parent else None
+
+
+def _known(same_recipe: SameRecipe, inadmissible: Inadmissible) -> Known:
+    """Whether the recipe holds its constraints, where that is known without a trial."""
+
+    def outcome(parent: int, edit: Edit) -> bool | None:
+        if inadmissible(parent, edit):
+            return False
+        same = same_recipe(parent, edit)
+        return same.holds if same else None
+
+    return outcome
+
+
+def _open_edit(strategy: Strategy, parent: int, history: Sequence[Trial], known: Known) -> Edit | None:
+    """The first edit of the strategy that is still to be tried on this recipe."""
+    mine = [trial for trial in history if trial.parent == parent and trial.strategy == strategy.name]
+    for attempt in strategy.attempts:
+        if strategy.search:
+            if edit := _open_value(strategy.search, attempt, parent, mine, known):
+                return edit
+        elif all(trial.edit != attempt for trial in mine) and known(parent, attempt) is None:
+            return attempt
+    return None
+
+
+def _open_value(
+    search: Mapping[str, Any], attempt: Edit, parent: int, mine: Sequence[Trial], known: Known
+) -> Edit | None:
+    """The attempt with the next value of the search; values whose outcome is known are passed over."""
+    spelling = f"{search['key']}="
+    observed = [
+        (float(trial.edit[-1].removeprefix(spelling)), trial.holds)
+        for trial in mine
+        if trial.edit[:-1] == attempt and trial.edit[-1].startswith(spelling)
+    ]
+    while (value := next_value(search, observed)) is not None:
+        edit = (*attempt, f"{spelling}{value:.10g}")
+        holds = known(parent, edit)
+        if holds is None:
+            return edit
+        observed.append((value, holds))
+    return None
+
+
+def _obstacle(strategy: Strategy, profile: Profile, best: Trial, inadmissible: Inadmissible) -> str:
+    """Why a strategy is not chosen."""
+    if not _relieves(strategy, profile):
+        shares = ", ".join(f"{name} {profile.shares.get(name, 0.0):.0%}" for name in strategy.addresses)
+        return f"{strategy.name} addresses what hardly matters ({shares})"
+    first = f"{strategy.search['key']}={strategy.search['low']}" if strategy.search else None
+    for attempt in strategy.attempts:
+        if reason := inadmissible(best.number, (*attempt, first) if first else attempt):
+            return f"{strategy.name} is refused: {reason}"
+    return f"{strategy.name} has nothing new to try on trial {best.number}"

@@ -1,0 +1,173 @@
+"""`report.html`: one file that holds everything and loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hasten.core.trial import Profile, Result, Trial
+from hasten.reporting import plots, units
+from hasten.reporting.summary import addressed, claim, tried
+
+LIMITS = (
+    "The ratios hold for this machine, these threads and this batch size. Another processor ranks engines differently.",
+    "The front shows validation rows, which all trials looked at; only the certificate is read from untouched rows.",
+    "The certificate speaks of rows like the test rows. Rows from elsewhere, or from later, may behave differently.",
+    "Latency is the model's alone: what reads, decodes and transports a request comes on top of it.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One iteration as the report's table shows it; every field is text."""
+
+    number: str
+    tried: str
+    bottleneck: str
+    verdict: str
+    reason: str
+    rebuild: str
+    latency: str
+    eager: str
+    previous: str
+    quality: str
+    bound: str
+    size: str
+    expected: str
+    marked: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """One of the ratios, with what it is measured against."""
+
+    name: str
+    value: str
+    interval: str
+    meaning: str
+
+
+def report(result: Result) -> str:
+    """The whole page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("hasten.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    profiles = _profiles(result)
+    # The figures come from plots.py, whose SVG writer escapes every text in them.
+    return environment.get_template("report.html").render(
+        result=result,
+        claim=claim(result),
+        certificate=result.certificate,
+        rows=_rows(result),
+        ratios=_ratios(result),
+        size=_size(result),
+        profiles=profiles,
+        machine=_machine(result.machine),
+        limits=(*result.warnings, *_rereads(result), *LIMITS),
+        front=plots.front(result),
+        iterations=plots.best_over_iterations(result),
+        bars=plots.profiles(profiles) if profiles else "",
+        rooflines=plots.rooflines(profiles) if any(profile.roofline for _, profile in profiles) else "",
+        units=units,
+    )
+
+
+def _rows(result: Result) -> list[Row]:
+    by_number = {trial.number: trial for trial in result.trials}
+    return [_row(trial, by_number, result) for trial in result.trials]
+
+
+def _row(trial: Trial, by_number: Mapping[int, Trial], result: Result) -> Row:
+    evaluation = trial.evaluation
+    marks = ("best",) if trial.number == result.best.number else ()
+    figures = {"latency": "–", "eager": "–", "previous": "–", "quality": "–", "bound": "–", "size": "–"}
+    if evaluation is not None:
+        ratios = {name: units.ratio(ratio.value) for name, ratio in evaluation.speedup.items()}
+        figures |= {name: ratios[name] for name in ("eager", "previous") if name in ratios}
+        figures["latency"] = units.latency_interval(evaluation.latency_ms["p50"])
+        figures["quality"] = units.share(evaluation.quality)
+        figures["size"] = units.size(evaluation.size_bytes)
+        if evaluation.drop is not None:
+            figures["bound"] = f"≤ {100 * evaluation.drop.bound:.2f}"
+    return Row(
+        number=str(trial.number),
+        tried=tried(trial),
+        bottleneck=addressed(trial, by_number),
+        verdict=trial.verdict,
+        reason=trial.reason,
+        rebuild=trial.rebuild,
+        expected="–" if trial.expected_gain is None else units.ratio(trial.expected_gain),
+        marked=", ".join((*marks, *(("on the front",) if trial.number in result.front else ()))),
+        **figures,
+    )
+
+
+def _ratios(result: Result) -> list[Ratio]:
+    meanings = {
+        "eager": (
+            "against eager PyTorch",
+            "What a user gains who calls the model as it is today. Part of it is the engine's merit.",
+        ),
+        "engine": (
+            f"against the untouched model in {result.engine_reference}",
+            "What is left once the model as it is runs in its best engine: the merit of changing the model.",
+        ),
+        "previous": ("against the best trial before", "What the last accepted step added."),
+    }
+    return [
+        Ratio(
+            name=meanings[name][0],
+            value=units.ratio(ratio.value),
+            interval=f"{units.ratio(ratio.low)} to {units.ratio(ratio.high)}",
+            meaning=meanings[name][1],
+        )
+        for name, ratio in result.speedup.items()
+        if name in meanings
+    ]
+
+
+def _size(result: Result) -> str:
+    before, after = result.baseline.evaluation, result.best.evaluation
+    if before is None or after is None:
+        return ""
+    return f"{units.size(before.size_bytes)} → {units.size(after.size_bytes)}"
+
+
+def _profiles(result: Result) -> list[tuple[str, Profile]]:
+    """Before and after; one of them where nothing was accepted."""
+    trials = {"baseline": result.baseline, f"best (trial {result.best.number})": result.best}
+    if result.best.number == result.baseline.number:
+        trials = {"baseline": result.baseline}
+    return [(name, trial.profile) for name, trial in trials.items() if trial.profile is not None]
+
+
+def _rereads(result: Result) -> tuple[str, ...]:
+    reads = result.certificate.reads
+    if reads <= 1:
+        return ()
+    return (f"{reads} different artefacts have been certified on these test rows: they are no longer untouched.",)
+
+
+def _machine(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is known of the machine, flat, with units; what is unknown is left out."""
+    shown = []
+    for name, value in facts.items():
+        if value is None or value == "" or value == []:
+            continue
+        title = name.removesuffix("_bytes").replace("_", " ")
+        if name.endswith("_bytes"):
+            shown.append((title, units.size(value)))
+        elif isinstance(value, Mapping):
+            shown += [(f"{title}: {key}", text) for key, text in _machine(value)]
+        elif isinstance(value, list | tuple):
+            shown.append((title, ", ".join(str(item) for item in value)))
+        else:
+            shown.append((title, str(value)))
+    return shown

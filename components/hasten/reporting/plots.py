@@ -1,0 +1,438 @@
+"""The report's figures as SVG text: equal results give equal bytes, and nothing is drawn through global state."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hasten.core.trial import Evaluation, Interval, OperatorGroup, Profile, Result, Trial
+from hasten.reporting import units
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
+VERDICT_COLOURS = {"accepted": "#1a7f37", "rejected": "#bf6a02", "failed": "#c62828"}
+SHARE_COLOURS = {"compute": "#2563a8", "memory": "#7b4fa3", "overhead": "#9aa3ad"}
+INK, FAINT = "#24292f", "#8c959f"
+WIDTH_INCHES = 6.6
+BOTTOM = 0.04
+"""Height of what lies below the quality axis, as a share of the axis."""
+STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": "#e6e9ec",
+    "axes.axisbelow": True,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A rectangle in points."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return (self.left + self.right) / 2, (self.bottom + self.top) / 2
+
+    def overlaps(self, other: Box) -> bool:
+        beside = self.right <= other.left or other.right <= self.left
+        return not (beside or self.top <= other.bottom or other.top <= self.bottom)
+
+    def inside(self, other: Box) -> bool:
+        return (
+            other.left <= self.left
+            and self.right <= other.right
+            and other.bottom <= self.bottom
+            and self.top <= other.top
+        )
+
+
+def place_labels(
+    anchors: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    area: Box,
+    clearance: float = 5.0,
+    avoid: Sequence[Box] = (),
+) -> list[Box]:
+    """Boxes for labels, near their anchors and inside of the area where there is room, over no other label or anchor.
+
+    Greedy: candidates lie on growing circles around the anchor; of those that are free on the smallest, the one
+    farthest from what belongs to others.
+
+    Args:
+        anchors: points that the labels belong to.
+        sizes: width and height of each label.
+        clearance: what stays free around every anchor.
+        avoid: what is written there already.
+    """
+    points = [Box(left=x - clearance, bottom=y - clearance, right=x + clearance, top=y + clearance) for x, y in anchors]
+    placed: list[Box] = []
+    for index, ((x, y), (width, height)) in enumerate(zip(anchors, sizes, strict=True)):
+        taken = [*points, *placed, *avoid]
+        others = [box.centre for box in (*points[:index], *points[index + 1 :], *placed)]
+        for ring in range(24):
+            candidates = _around(x, y, width, height, clearance + 1 + 7 * ring)
+            free = [box for box in candidates if box.inside(area) and not any(box.overlaps(other) for other in taken)]
+            if free:
+                placed.append(max(free, key=lambda box: min((math.dist(box.centre, o) for o in others), default=0.0)))
+                break
+        else:  # no room inside: above everything, where nothing can be
+            top = max(box.top for box in [*taken, area])
+            placed.append(Box(left=x - width / 2, bottom=top, right=x + width / 2, top=top + height))
+    return placed
+
+
+def _around(x: float, y: float, width: float, height: float, radius: float) -> Iterable[Box]:
+    for step in range(16):
+        angle = math.pi / 4 + step * math.pi / 8
+        centre_x = x + math.cos(angle) * (radius + width / 2)
+        centre_y = y + math.sin(angle) * (radius + height / 2)
+        yield Box(
+            left=centre_x - width / 2,
+            bottom=centre_y - height / 2,
+            right=centre_x + width / 2,
+            top=centre_y + height / 2,
+        )
+
+
+def front(result: Result) -> str:
+    """Latency against quality of every trial that was measured, with the front and what the quality may be at worst."""
+    trials = [(trial, trial.evaluation) for trial in result.trials if trial.evaluation is not None]
+    base = result.baseline.evaluation
+    assert base is not None
+    limit = base.quality - result.certificate.margin
+    floor = _quality_floor([evaluation.quality for _, evaluation in trials], base.quality, limit)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        ceiling = max(evaluation.quality for _, evaluation in trials)
+        room = max(ceiling - floor, 1e-6)
+        low, high = floor - BOTTOM * room, ceiling + 0.12 * room
+        axes.set_ylim(100 * low, 100 * high)
+        axes.axhline(100 * limit, color=FAINT, linestyle="--", linewidth=0.9)
+        _latency_axis(axes, "x", [evaluation.latency_ms["p50"] for _, evaluation in trials])
+        for trial, evaluation in trials:
+            _front_point(axes, trial, evaluation, base.quality, floor)
+        _verdict_key(figure, [trial for trial, _ in trials])
+        on_front = sorted(
+            (evaluation.latency_ms["p50"].value, 100 * max(evaluation.quality, floor))
+            for trial, evaluation in trials
+            if trial.number in result.front
+        )
+        axes.plot(*zip(*on_front, strict=True), color=INK, linewidth=1.0, alpha=0.55, zorder=1)
+        axes.set_xlabel("latency of a request, p50 (log scale; bars: confidence interval)")
+        axes.set_ylabel(f"{base.metric} on validation rows, %")
+        _front_labels(figure, axes, trials, result, floor)
+        axes.annotate(
+            f"lowest {base.metric} allowed",
+            (1, 100 * limit),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, -3),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color="#57606a",
+            fontsize=8,
+        )
+
+    return _svg("front", draw, 4.3)
+
+
+def _quality_floor(qualities: Sequence[float], base: float, limit: float) -> float:
+    """Where the quality axis ends: three times what may be lost, so that ruined trials don't flatten the rest."""
+    deepest = base - 3 * max(base - limit, 0.005)
+    return max(deepest, min([limit, *qualities]))
+
+
+def _front_point(axes: Axes, trial: Trial, evaluation: Evaluation, base: float, floor: float) -> None:
+    latency, colour = evaluation.latency_ms["p50"], VERDICT_COLOURS[trial.verdict]
+    quality = max(evaluation.quality, floor)
+    if evaluation.quality < floor:
+        axes.plot(latency.value, 100 * quality, "v", color=colour, markersize=6.5, zorder=3, clip_on=False)
+        return
+    axes.errorbar(latency.value, 100 * quality, xerr=_errors(latency), color=colour, capsize=2.0, zorder=2)
+    axes.plot(latency.value, 100 * quality, "o", color=colour, markersize=6.5, zorder=3)
+    if evaluation.drop is not None:
+        worst = 100 * (base - evaluation.drop.bound)
+        axes.plot([latency.value] * 2, [worst, 100 * quality], color=colour, linewidth=0.9, alpha=0.4, zorder=1)
+
+
+def _front_labels(
+    figure: Figure, axes: Axes, trials: Sequence[tuple[Trial, Evaluation]], result: Result, floor: float
+) -> None:
+    names = {result.baseline.number: " baseline", result.best.number: " best"}
+    texts, anchors = [], []
+    for trial, evaluation in trials:
+        below = f" ({units.share(evaluation.quality)})" if evaluation.quality < floor else ""
+        texts.append(f"{trial.number}{names.get(trial.number, '')}{below}")
+        anchors.append((evaluation.latency_ms["p50"].value, 100 * max(evaluation.quality, floor)))
+    marked = {index for index, (trial, _) in enumerate(trials) if trial.number in names}
+    _label(figure, axes, texts, anchors, bold=marked)
+
+
+def best_over_iterations(result: Result) -> str:
+    """Latency of each trial, and of the best so far, over the iterations."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        measured = [(trial, it.latency_ms["p50"]) for trial in result.trials if (it := trial.evaluation) is not None]
+        numbers = [trial.number for trial in result.trials]
+        axes.step(numbers, best_so_far(result.trials), where="post", color=INK, linewidth=1.4, label="best so far")
+        _latency_axis(axes, "y", [latency for _, latency in measured])
+        for trial, latency in measured:
+            colour = VERDICT_COLOURS[trial.verdict]
+            axes.errorbar(trial.number, latency.value, yerr=_errors(latency), fmt="o", color=colour, ms=5.5, capsize=2)
+        for trial in result.trials:
+            if trial.evaluation is None:
+                place = axes.get_xaxis_transform()
+                axes.plot(trial.number, 0.03, "x", color=VERDICT_COLOURS[trial.verdict], transform=place, ms=6)
+        axes.set_xticks(numbers)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("latency p50 (log scale)")
+        axes.legend(frameon=False, loc="upper right", fontsize=8)
+        _verdict_key(figure, result.trials)
+
+    return _svg("iterations", draw, 3.0)
+
+
+def best_so_far(trials: Sequence[Trial]) -> list[float]:
+    """Latency p50 in ms of the last accepted trial, after each trial."""
+    best = math.nan
+    latencies = []
+    for trial in trials:
+        if trial.verdict == "accepted" and trial.evaluation is not None:
+            best = trial.evaluation.latency_ms["p50"].value
+        latencies.append(best)
+    return latencies
+
+
+def profiles(rows: Sequence[tuple[str, Profile]]) -> str:
+    """Where a request's time goes, one bar for each profile: to one scale in ms, and as shares of each request."""
+
+    def draw(figure: Figure) -> None:
+        absolute, relative = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1, 1.1)})
+        names = [name for name, _ in rows]
+        for row, (_, profile) in enumerate(rows):
+            left = 0.0
+            for kind, share in _time_shares(profile).items():
+                time_ms = share * profile.latency_ms
+                absolute.barh(row, time_ms, left=left * profile.latency_ms, color=SHARE_COLOURS[kind], height=0.55)
+                relative.barh(row, 100 * share, left=100 * left, color=SHARE_COLOURS[kind], height=0.55)
+                if share >= 0.2:
+                    middle = 100 * (left + share / 2)
+                    text = units.latency(time_ms)
+                    relative.text(middle, row, text, ha="center", va="center", color="white", fontsize=8)
+                left += share
+            total = units.latency(profile.latency_ms)
+            absolute.annotate(total, (profile.latency_ms, row), (4, 0), textcoords="offset points", va="center")
+        absolute.set_yticks(range(len(rows)), names)
+        absolute.set_ylim(len(rows) - 0.5, -0.5)
+        absolute.set_xlim(0, 1.3 * max(profile.latency_ms for _, profile in rows))
+        absolute.set_title("to one scale")
+        absolute.set_xlabel("ms per request")
+        relative.set_title("each request as a whole")
+        relative.set_xlabel("share of the request, %")
+        relative.set_xlim(0, 100)
+        for axes in (absolute, relative):
+            axes.grid(visible=False, axis="y")
+            axes.tick_params(axis="y", length=0)
+        _colour_key(figure, {kind: SHARE_COLOURS[kind] for kind in SHARE_COLOURS if kind in rows[0][1].shares})
+
+    return _svg("profiles", draw, 1.1 + 0.5 * len(rows))
+
+
+def _time_shares(profile: Profile) -> dict[str, float]:
+    """Without the share of the bytes that has to go, which is no time."""
+    return {kind: share for kind, share in profile.shares.items() if kind in SHARE_COLOURS}
+
+
+def rooflines(rows: Sequence[tuple[str, Profile]]) -> str:
+    """Operator groups under the machine's roofs, one panel for each profile (Williams et al., CACM 2009)."""
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(1, len(rows), sharex=True, sharey=True, squeeze=False)[0]
+        groups = [[group for group in profile.operators if group.flops and group.milliseconds] for _, profile in rows]
+        points = [_roofline_point(group) for row in groups for group in row]
+        roofs = [roof for _, profile in rows for name, roof in profile.roofline.items() if name.startswith("peak")]
+        intensities, rates = [intensity for intensity, _ in points], [rate for _, rate in points] or [1.0]
+        low, high = min([*intensities, 0.05]) / 2, max([*intensities, 20.0]) * 4
+        written: list[list[Annotation]] = []
+        for axes, (title, profile), row in zip(panels, rows, groups, strict=True):
+            axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(min(rates) / 3, 2.5 * max([*rates, *roofs])))
+            _plain_ticks(axes)
+            axes.set_title(title)
+            axes.set_xlabel("FLOP per byte")
+            written.append(_roofs(axes, profile.roofline, low, high))
+            for group in row:
+                size = 16 + 140 * group.share
+                axes.scatter(*_roofline_point(group), s=size, color=SHARE_COLOURS[group.bound], alpha=0.85, zorder=3)
+        panels[0].set_ylabel("GFLOP/s")
+        _colour_key(figure, {f"bound by {kind}": SHARE_COLOURS[kind] for kind in ("compute", "memory")})
+        for axes, row, texts in zip(panels, groups, written, strict=True):
+            kinds, points = [group.kind for group in row], [_roofline_point(group) for group in row]
+            _label(figure, axes, kinds, points, clearance=6.5, avoid=texts)
+
+    return _svg("roofline", draw, 3.6)
+
+
+def _roofline_point(group: OperatorGroup) -> tuple[float, float]:
+    """Intensity in FLOP per byte, and what is attained in GFLOP/s."""
+    return group.flops / max(group.num_bytes, 1), group.flops / group.milliseconds / 1e6
+
+
+def _roofs(axes: Axes, roofline: Mapping[str, float], low: float, high: float) -> list[Annotation]:
+    """Ceilings of arithmetic, and a slope for each level of the memory, up to the highest ceiling; gives the labels."""
+    labels = []
+    peaks = {name: roof for name, roof in roofline.items() if name.startswith("peak")}
+    names = {"peak_gflops": "float32", "peak_int8_gops": "int8"}
+    on_top: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 7.5, "color": INK}
+    for name, roof in peaks.items():
+        axes.plot([low, high], [roof, roof], color=INK, linewidth=1.0, linestyle="-" if name == "peak_gflops" else "--")
+        text = f"{names.get(name, name)} {units.digits(roof)}"
+        labels.append(axes.annotate(text, (high, roof), (-2, 2), **on_top))
+    ceiling = max(peaks.values(), default=math.inf)
+    beside: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6.5, "color": "#57606a"}
+    slopes = {name.removesuffix("_gbs").upper(): rate for name, rate in roofline.items() if name.endswith("_gbs")}
+    for rate in slopes.values():
+        end = min(high, ceiling / rate)
+        axes.plot([low, end], [low * rate, end * rate], color=FAINT, linewidth=0.9)
+    for levels, rate in _neighbours(slopes):
+        labels.append(axes.annotate(levels, (low, low * rate), (5, -2), **beside))
+    return labels
+
+
+def _neighbours(slopes: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Labels of the slopes, one for those that lie too close for two."""
+    merged: list[tuple[str, float]] = []
+    for level, rate in sorted(slopes.items(), key=lambda item: -item[1]):
+        if merged and merged[-1][1] < 1.5 * rate:
+            merged[-1] = (f"{merged[-1][0]}, {level}", rate)
+        else:
+            merged.append((level, rate))
+    return merged
+
+
+def _label(
+    figure: Figure,
+    axes: Axes,
+    texts: Sequence[str],
+    anchors: Sequence[tuple[float, float]],
+    bold: Collection[int] = (),
+    clearance: float = 5.0,
+    avoid: Sequence[Annotation] = (),
+) -> None:
+    """Writes labels beside points so that none covers another; a line leads back from those that had to go far."""
+    figure.draw_without_rendering()
+    to_points = 72 / figure.dpi
+    spots = [(float(x) * to_points, float(y) * to_points) for x, y in (axes.transData.transform(at) for at in anchors)]
+    frame = axes.get_window_extent()
+    left, bottom, right, top = (float(edge) * to_points for edge in (frame.x0, frame.y0, frame.x1, frame.y1))
+    sizes = [(5.4 * len(text) + 2, 10.0) for text in texts]
+    extents = [label.get_window_extent() for label in avoid]
+    written = [
+        Box(left=it.x0 * to_points, bottom=it.y0 * to_points, right=it.x1 * to_points, top=it.y1 * to_points)
+        for it in extents
+    ]
+    boxes = place_labels(spots, sizes, Box(left=left, bottom=bottom, right=right, top=top), clearance, written)
+    for index, (text, anchor, spot, box) in enumerate(zip(texts, anchors, spots, boxes, strict=True)):
+        middle = ((box.left + box.right) / 2 - spot[0], (box.bottom + box.top) / 2 - spot[1])
+        far = math.hypot(*middle) > 16 + sizes[index][0] / 2
+        axes.annotate(
+            text,
+            anchor,
+            middle,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8,
+            fontweight="bold" if index in bold else "normal",
+            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6} if far else None,
+            zorder=4,
+            annotation_clip=False,
+        )
+
+
+def _latency_axis(axes: Axes, which: str, latencies: Sequence[Interval]) -> None:
+    """A log axis whose few ticks carry their unit."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    low, high = min(latency.low for latency in latencies) / 1.35, max(latency.high for latency in latencies) * 1.5
+    (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
+    dense = high / low < 1000
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if dense else (1.0,), numticks=20))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _tick(milliseconds: float) -> str:
+    for unit, size in (("s", 1e3), ("ms", 1.0)):
+        if milliseconds >= size:
+            return f"{milliseconds / size:g} {unit}"
+    return f"{milliseconds * 1e3:g} µs"
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """`0.1` instead of ten to the minus one."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _errors(interval: Interval) -> list[list[float]]:
+    return [[max(0.0, interval.value - interval.low)], [max(0.0, interval.high - interval.value)]]
+
+
+def _verdict_key(figure: Figure, trials: Sequence[Trial]) -> None:
+    given = {trial.verdict for trial in trials}
+    _colour_key(figure, {verdict: colour for verdict, colour in VERDICT_COLOURS.items() if verdict in given})
+
+
+def _colour_key(figure: Figure, colours: Mapping[str, str]) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=8)
+
+
+def _svg(name: str, draw: Any, height_inches: float) -> str:
+    """One figure as an `<svg>` element whose ids are its own, to stand in a page beside others."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained", facecolor="none")
+        draw(figure)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    return re.sub(r'(url\(#|href="#)', rf"\1{name}-", text)

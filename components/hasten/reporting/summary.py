@@ -1,0 +1,101 @@
+"""`summary.json`, and the sentences that every report shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from hasten.core.trial import Result, Trial
+from hasten.reporting import units
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """The result as strict JSON: a figure that is not finite is null.
+
+    `overrides` are the best recipe's, `rebuild` is the command that makes it again, `seconds` the recorded cost of all
+    stages, also of those that came from the store, and `spent` the wall time of this run.
+    """
+    certificate = result.certificate.to_dict()
+    summary = {
+        "experiment": result.experiment,
+        "baseline": result.baseline.to_dict(),
+        "best": result.best.to_dict(),
+        "overrides": list(result.best.overrides),
+        "rebuild": result.best.rebuild,
+        "speedup": {reference: asdict(ratio) for reference, ratio in result.speedup.items()},
+        "engine_reference": result.engine_reference,
+        "size_ratio": result.size_ratio,
+        "certificate": certificate,
+        "trials": [trial.to_dict() for trial in result.trials],
+        "front": list(result.front),
+        "stopped": result.stopped,
+        "binding": result.binding,
+        "warnings": list(result.warnings),
+        "machine": dict(result.machine),
+        "model_folder": result.model_folder,
+        "tracking": result.tracking_command,
+        "seconds": result.seconds,
+        "spent": result.spent,
+    }
+    plain: dict[str, Any] = _finite(summary)
+    return plain
+
+
+def tried(trial: Trial) -> str:
+    """What an iteration tried: its overrides, without a group's choice where one of that group's knobs follows."""
+    if trial.number == 0:
+        return "baseline"
+    keys = [override.partition("=")[0] for override in trial.edit]
+    told = [
+        override
+        for override, key in zip(trial.edit, keys, strict=True)
+        if not any(other.startswith(f"{key}.") for other in keys)
+    ]
+    return " ".join(told) or trial.strategy
+
+
+def addressed(trial: Trial, trials: Mapping[int, Trial]) -> str:
+    """The bottleneck of the recipe that the iteration edited; the baseline shows its own."""
+    edited = trials.get(trial.parent, trial) if trial.parent is not None else trial
+    return edited.profile.bottleneck if edited.profile is not None else trial.bottleneck
+
+
+def claim(result: Result) -> str:
+    """The whole result in one sentence that says no more than was measured and certified."""
+    if result.best.number == result.baseline.number:
+        if len(result.trials) == 1 and result.stopped == "interrupted":
+            return f"{result.experiment} was interrupted before anything was tried."
+        told = f"Nothing that was tried makes {result.experiment} surely faster inside its constraints."
+        engine = result.speedup.get("engine")
+        if engine is None or engine.high >= 1:
+            return told
+        return f"{told} As it is, it runs {units.digits(1 / engine.value)} times as fast in {result.engine_reference}."
+    eager = result.speedup["eager"]
+    interval = f"between {units.digits(eager.low)} and {units.digits(eager.high)}"
+    return (
+        f"{result.experiment} runs {units.digits(eager.value)} times as fast as in eager PyTorch ({interval}), "
+        f"{_size_claim(result.size_ratio)}, {_quality_claim(result)}."
+    )
+
+
+def _size_claim(ratio: float) -> str:
+    return f"is {units.digits(ratio)} times smaller" if ratio >= 1 else f"is {units.digits(1 / ratio)} times larger"
+
+
+def _quality_claim(result: Result) -> str:
+    certificate = result.certificate
+    if not certificate.held:
+        return f"but it is not certified that its {certificate.metric} holds"
+    if certificate.bound <= 0:
+        return f"and its {certificate.metric} is certified not to drop"
+    return f"and its {certificate.metric} is certified to drop by at most {units.points(certificate.bound)}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

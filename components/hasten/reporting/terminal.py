@@ -1,0 +1,318 @@
+"""What a person sees while hasten works, and at the end of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from hasten.core.store import Listing
+from hasten.core.trial import Interval, Profile, Result, Trial
+from hasten.reporting import units
+from hasten.reporting.summary import addressed, claim, tried
+
+VERDICT_STYLES = {"accepted": "green", "rejected": "yellow", "failed": "red"}
+REDRAW_SECONDS = 0.2
+KEY_CHARACTERS = 12
+FIGURE_WIDTHS = (20, 5, 5, 7, 5, 7)
+"""Columns right of what was tried: latency, both speed-ups, quality, bound of its drop, size."""
+
+
+class Screen:
+    """A live table with progress below it on a terminal; plain lines elsewhere, and the table at the end.
+
+    It is a `core.interfaces.Progress`. Nothing redraws in the background: a thread that wakes up while a latency is
+    measured would be measured too.
+
+    Args:
+        console: where to; standard output by default, without colours where `NO_COLOR` is set.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or _standard_output()
+        self._trials: dict[int, Trial] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            auto_refresh=False,
+        )
+        self._tasks: list[TaskID] = []
+        self._live: Live | None = None
+        self._drawn = 0.0
+
+    def __enter__(self) -> Screen:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._trials:
+            self._console.print(_trial_table(tuple(self._trials.values()), self._console.width))
+
+    def start(self, what: str, total: int) -> None:
+        """Shows a bar for work of so many steps, below those that are under way."""
+        self._tasks.append(self._progress.add_task(what, total=total))
+        self._draw()
+
+    def advance(self, steps: int = 1) -> None:
+        if self._tasks:
+            self._progress.advance(self._tasks[-1], steps)
+            if time.monotonic() - self._drawn > REDRAW_SECONDS:
+                self._draw()
+
+    def stop(self) -> None:
+        """Takes away the bar that was started last."""
+        if self._tasks:
+            self._progress.remove_task(self._tasks.pop())
+            self._draw()
+
+    def trial(self, trial: Trial) -> None:
+        """Adds an iteration that has its verdict."""
+        self._trials[trial.number] = trial
+        if self._live is None:
+            self._line(_trial_line(trial, self._trials))
+        self._draw()
+
+    def estimate(self, rows: Sequence[tuple[str, int, float]], total_seconds: float) -> None:
+        """What the loop may cost.
+
+        Args:
+            rows: strategy, attempts that it may make, expected seconds of them all.
+            total_seconds: expected for everything, the baseline included.
+        """
+        table = _table("strategy", ">attempts", ">expected")
+        for strategy, attempts, seconds in rows:
+            table.add_row(escape(strategy), str(attempts), units.duration(seconds))
+        table.add_section()
+        table.add_row("at most, with the baseline", "", units.duration(total_seconds))
+        self._console.print(table)
+
+    def stages(self, rows: Sequence[tuple[str, str, bool, float | None]], title: str = "") -> None:
+        """What a dry run found.
+
+        Args:
+            rows: stage, key, whether the store has it, recorded or expected seconds (None where nothing is known).
+            title: of the recipe that the stages belong to.
+        """
+        if title:
+            self._console.print(Text(title, "bold"))
+        table = _table("stage", "key", "state", ">seconds")
+        for stage, key, present, seconds in rows:
+            state = "[green]in the store[/]" if present else "to be built"
+            cost = "unknown" if seconds is None else units.duration(seconds)
+            table.add_row(escape(stage), key[:KEY_CHARACTERS], state, cost)
+        self._console.print(table)
+
+    def store(self, rows: Sequence[Listing]) -> None:
+        """What is in the store, newest first, with what is wrong with it."""
+        table = _table("stage", "key", ">size", ">age", ">cost", "state")
+        now = time.time()
+        for row in sorted(rows, key=lambda listing: -listing.created):
+            style = "green" if row.state == "finished" else "yellow" if row.state == "unfinished" else "red"
+            state = Text(row.state, style) + Text(f": {row.problem}" if row.problem else "")
+            age = units.duration(max(0.0, now - row.created))
+            figures = (units.size(row.num_bytes), age, units.duration(row.seconds))
+            table.add_row(escape(row.stage), row.key[:KEY_CHARACTERS], *figures, state)
+        self._console.print(table)
+        self._line(f"{len(rows)} stages, {units.size(sum(row.num_bytes for row in rows))}")
+
+    def profile(self, profile: Profile, title: str) -> None:
+        """Where a request's time goes, each kind of operators against the roofline, and the bottleneck that follows."""
+        table = _table("operators", ">calls", ">share", ">time", ">GFLOP/s", ">roof", "bound by")
+        for row in sorted(profile.operators, key=lambda group: -group.milliseconds):
+            attained = units.digits(row.flops / row.milliseconds / 1e6) if row.flops and row.milliseconds else "-"
+            times = (units.latency(row.milliseconds), attained, units.latency(row.roof_ms))
+            table.add_row(escape(row.kind), str(row.calls), f"{row.share:.0%}", *times, row.bound)
+        head = Text.assemble((title, "bold"), f": {units.latency(profile.latency_ms)} per request")
+        told = {kind: share for kind, share in profile.shares.items() if kind != "capacity" or share > 0}
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in told.items())
+        self._console.print(head, table)
+        self._console.print(Text.assemble("bottleneck: ", (profile.bottleneck, "bold"), f" ({shares})"))
+        for sentence in profile.evidence:
+            self._console.print(Padding(Text(sentence), (0, 0, 0, 2)))
+
+    def summary(self, result: Result) -> None:
+        """What a run ends with. Commands stand below the panel, each whole on one line, to be copied."""
+        style = "green" if result.certificate.held and result.best.number != result.baseline.number else "yellow"
+        self._console.print(Panel(Group(*_summary_lines(result)), title=escape(result.experiment), border_style=style))
+        for warning in result.warnings:
+            self._console.print(Text(f"warning: {warning}", "yellow"))
+        self._line(f"model      {result.model_folder}")
+        self._line(f"rebuild    {result.best.rebuild}")
+        if result.tracking_command is not None:
+            self._line(f"look       {result.tracking_command}")
+
+    def _line(self, text: str) -> None:
+        """One line however long it is, as it stands."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def _draw(self) -> None:
+        if self._live is None:
+            return
+        self._drawn = time.monotonic()
+        below: list[RenderableType] = [self._progress] if self._tasks else []
+        self._live.update(Group(*self._fitting(len(self._tasks) + 1), *below), refresh=True)
+
+    def _fitting(self, reserved: int) -> list[RenderableType]:
+        """The table of as many of the latest trials as leave so many lines of the window."""
+        trials = tuple(self._trials.values())
+        for first in range(len(trials)):
+            table = _trial_table(trials, self._console.width, first)
+            if len(self._console.render_lines(table, pad=False)) + reserved <= self._console.height:
+                return [table]
+        return []
+
+
+def _standard_output() -> Console:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # a terminal without UTF-8 gets a question mark instead of an exception
+    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
+
+
+def _table(*columns: str) -> Table:
+    """A table without frames; a column that starts with `>` is aligned to the right and never cut."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns:
+        right = name.startswith(">")
+        table.add_column(name.removeprefix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
+    return table
+
+
+def _trial_table(trials: Sequence[Trial], width: int, first: int = 0) -> RenderableType:
+    """Two lines a trial: its figures, and its verdict with the reason. No figure is cut at 80 columns.
+
+    Args:
+        trials: the whole history.
+        width: columns of the terminal.
+        first: position of the first trial that is shown.
+    """
+    by_number = {trial.number: trial for trial in trials}
+    evaluated = [trial.evaluation for trial in trials if trial.evaluation is not None]
+    metric = evaluated[0].metric if evaluated else "quality"
+    head = (
+        "#",
+        "tried",
+        "latency p50",
+        "vs\neager",
+        "vs\nbest",
+        metric if len(metric) <= 7 else "quality",
+        "drop\n<= %",
+    )
+    lines: list[RenderableType] = [_figures(width, [Text(cell, "bold") for cell in (*head, "size")])]
+    for trial in trials[first:]:
+        lines.append(_figures(width, _cells(trial, _tried_width(width))))
+        bottleneck = f" ({addressed(trial, by_number)})" if trial.number else ""
+        style = VERDICT_STYLES[trial.verdict]
+        lines.append(Padding(Text.assemble((trial.verdict, style), f"{bottleneck}: {trial.reason}"), (0, 0, 0, 3)))
+    return Group(*lines)
+
+
+def _figures(width: int, cells: Iterable[Text]) -> Table:
+    line = Table.grid(padding=(0, 1, 0, 0), expand=False)
+    line.add_column(width=2, justify="right")
+    line.add_column(width=_tried_width(width), overflow="fold")
+    for figure_width in FIGURE_WIDTHS:
+        line.add_column(width=figure_width, justify="right", vertical="top")
+    line.add_row(*cells)
+    return line
+
+
+def _tried_width(width: int) -> int:
+    figures = sum(FIGURE_WIDTHS) + len(FIGURE_WIDTHS)
+    return max(12, min(44, width - figures - 4))
+
+
+def _folded(override: str, width: int) -> str:
+    """Breaks after the `=` what does not fit on one line, instead of within a word."""
+    key, equals, value = override.partition("=")
+    return override if len(override) <= width else f"{key}{equals}\n{value}"
+
+
+def _cells(trial: Trial, tried_width: int) -> list[Text]:
+    overrides = "\n".join(_folded(override, tried_width) for override in tried(trial).split())
+    what = [Text(str(trial.number)), Text(overrides, "bold" if trial.verdict == "accepted" else "")]
+    evaluation = trial.evaluation
+    if evaluation is None:
+        return [*what, *(Text("-") for _ in FIGURE_WIDTHS)]
+    quality = f"{100 * evaluation.quality:.1f} %"
+    bound = "-" if evaluation.drop is None else f"{100 * evaluation.drop.bound:.2f}"
+    figures = (
+        units.latency_interval(evaluation.latency_ms["p50"]),
+        _ratio(evaluation.speedup.get("eager")),
+        _ratio(evaluation.speedup.get("previous")),
+        quality,
+        bound,
+        units.size(evaluation.size_bytes),
+    )
+    return [*what, *(Text(figure) for figure in figures)]
+
+
+def _ratio(interval: Interval | None) -> str:
+    return "-" if interval is None else units.ratio(interval.value)
+
+
+def _trial_line(trial: Trial, trials: dict[int, Trial]) -> str:
+    """One trial on one line, for logs."""
+    parts = [f"trial {trial.number:02d} {tried(trial)}: {trial.verdict}"]
+    if trial.number:
+        parts.append(f"bottleneck {addressed(trial, trials)}")
+    if trial.evaluation is not None:
+        evaluation = trial.evaluation
+        parts.append(f"p50 {units.latency_interval(evaluation.latency_ms['p50'])}")
+        names = (("eager", "eager"), ("previous", "best"))
+        parts += [f"{_ratio(evaluation.speedup[key])} vs {name}" for key, name in names if key in evaluation.speedup]
+        bound = "" if evaluation.drop is None else f" (drop <= {units.points(evaluation.drop.bound)})"
+        parts.append(f"{evaluation.metric} {units.share(evaluation.quality)}{bound}")
+        parts.append(units.size(evaluation.size_bytes))
+    return f"{', '.join(parts)}; {trial.reason}"
+
+
+def _summary_lines(result: Result) -> list[RenderableType]:
+    certificate = result.certificate
+    lines: list[RenderableType] = [Text(claim(result), "bold"), Text()]
+    facts: list[tuple[str, str]] = []
+    for reference, meaning in (("eager", "eager PyTorch"), ("engine", f"untouched, {result.engine_reference}")):
+        if reference in result.speedup:
+            facts.append((f"vs {meaning}", units.ratio_interval(result.speedup[reference])))
+    before, after = result.baseline.evaluation, result.best.evaluation
+    if before is not None and after is not None:
+        # The baseline's latency of the session in which the best was measured, so that the two belong together.
+        start = after.references_ms.get("eager", before.latency_ms["p50"])
+        latencies = (units.latency(each.value) for each in (start, after.latency_ms["p50"]))
+        facts.append(("latency p50", " -> ".join(latencies)))
+        facts.append(("size", f"{units.size(before.size_bytes)} -> {units.size(after.size_bytes)}"))
+    change = f"{units.share(certificate.baseline)} -> {units.share(certificate.candidate)}"
+    bound = f"drop at most {units.points(certificate.bound)}, allowed {units.points(certificate.margin)}"
+    facts.append((f"{certificate.metric} (test)", f"{change}, {bound}"))
+    facts.append(("stopped", result.stopped))
+    if result.binding is not None:
+        facts.append(("binding", result.binding))
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in facts:
+        grid.add_row(Text(name), Text(text))
+    return [*lines, grid, Text(), Text(certificate.statement)]

@@ -1,0 +1,398 @@
+"""What every pipeline works with: the user's recipe, the store, a way to try a recipe, and what a run leaves."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
+
+from hasten.core.construct import construct
+from hasten.core.errors import ConfigError, HastenError
+from hasten.core.files import read_json, write_text
+from hasten.core.interfaces import Planner, Target, Tracker
+from hasten.core.objective import Objective, judge
+from hasten.core.preflight import check
+from hasten.core.recipe import UNTOUCHED, Composer, Recipe, rebuild_command
+from hasten.core.store import Store
+from hasten.core.trial import Choice, Evaluation, Interval, Profile, Strategy, Trial
+from hasten.reporting.terminal import Screen
+
+if TYPE_CHECKING:
+    from hasten.stages.build import Built
+    from hasten.stages.evaluate import Evaluator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A trial together with the stages that it finished; `finished` is None where it failed before the last."""
+
+    trial: Trial
+    recipe: Recipe
+    finished: Built | None = None
+
+    @property
+    def built(self) -> Built:
+        assert self.finished is not None
+        return self.finished
+
+    @property
+    def evaluation(self) -> Evaluation:
+        assert self.trial.evaluation is not None
+        return self.trial.evaluation
+
+    @property
+    def profile(self) -> Profile:
+        """Only accepted trials are profiled."""
+        assert self.trial.profile is not None
+        return self.trial.profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntouchedEngine:
+    """The user's model as it is in one engine, and how much faster than in eager PyTorch it is there."""
+
+    name: str
+    built: Built
+    speedup: Interval
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One command line, from its overrides to what it leaves.
+
+    Attributes:
+        composer: makes recipes out of overrides.
+        recipe: what the user asked for, checked.
+        folder: where this run leaves its results.
+        config_dir: the user's own config folder, if there is one.
+        candidates: every trial so far, in order; number 0 is the baseline.
+    """
+
+    composer: Composer
+    recipe: Recipe
+    folder: Path
+    config_dir: Path | None = None
+    candidates: list[Candidate] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    _refusals: dict[str, str | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, overrides: Sequence[str], folder: Path, config_folders: Sequence[Path] = ()) -> Session:
+        """Composes and checks the request.
+
+        Raises:
+            ConfigError: with one line for each thing that is wrong with it.
+        """
+        from hasten.stages.data import forget_fingerprints
+
+        forget_fingerprints()
+        composer = Composer.of(overrides)
+        recipe = composer.compose()
+        check(recipe)
+        known = composer.options("engine")
+        if strangers := [name for name in recipe.section("target")["engines"] if name not in known]:
+            there = ", ".join(known)
+            raise ConfigError(f"target.engines: {', '.join(strangers)} is no option of engine; there are {there}")
+        return cls(
+            composer=composer,
+            recipe=recipe,
+            folder=folder,
+            config_dir=config_folders[0] if len(config_folders) > 1 else None,
+        )
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(Path(self.recipe.config["store"]["folder"]))
+
+    @cached_property
+    def target(self) -> Target:
+        node = self.recipe.section("target")
+        return Target(**{**node, "engines": tuple(node["engines"])})
+
+    @cached_property
+    def objective(self) -> Objective:
+        return Objective(**self.recipe.section("objective"))
+
+    @cached_property
+    def screen(self) -> Screen:
+        return Screen()
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        from hasten.tracking.guarded import Guarded
+
+        tracker = construct(self.recipe.section("tracking"), "tracking")
+        if not isinstance(tracker, Tracker):
+            raise ConfigError(f"tracking._target_={self.recipe.section('tracking')['_target_']} is no Tracker")
+        return Guarded(tracker)
+
+    @cached_property
+    def planner(self) -> Planner:
+        planner = construct(self.recipe.section("planner"), "planner")
+        if not isinstance(planner, Planner):
+            raise ConfigError(f"planner._target_={self.recipe.section('planner')['_target_']} is no Planner")
+        return planner
+
+    @cached_property
+    def bench(self) -> Evaluator:
+        """Builds and measures recipes."""
+        from hasten.stages.evaluate import Evaluator
+
+        return Evaluator(
+            store=self.store,
+            target=self.target,
+            objective=self.objective,
+            looks=self.planner.max_trials,
+            seed=self.recipe.config["seed"],
+            progress=self.screen,
+            checkpoint_seconds=self.recipe.config["callbacks"]["checkpoint_seconds"],
+        )
+
+    @cached_property
+    def untouched(self) -> Recipe:
+        """The user's model as it is, in eager PyTorch."""
+        return self.composer.compose(UNTOUCHED)
+
+    def best_untouched_engine(self, baseline: Candidate) -> UntouchedEngine:
+        """The untouched model in the target's engine that runs it fastest.
+
+        It is what a compressed candidate has to be held against, so that what an engine gives is not credited to the
+        compression. An engine that is missing or fails is left out with its reason.
+        """
+        best = self.eager_engine(baseline)
+        for engine in self.target.engines:
+            recipe = self.composer.compose([*UNTOUCHED, f"engine={engine}"])
+            if recipe.identity == self.untouched.identity:
+                continue
+            if reason := self.inadmissible(recipe):
+                log.warning("%s", reason)
+                continue
+            try:
+                built, evaluation, _ = self.bench.evaluate(
+                    recipe, references={"eager": baseline.built}, baseline=baseline.built
+                )
+            except HastenError as error:
+                log.warning("engine %s is left out: %s", engine, " ".join(str(error).split()))
+                continue
+            if evaluation.speedup["eager"].value > best.speedup.value:
+                best = UntouchedEngine(name=engine, built=built, speedup=evaluation.speedup["eager"])
+        return best
+
+    @staticmethod
+    def eager_engine(baseline: Candidate) -> UntouchedEngine:
+        """The baseline as the best engine, where no other has been measured."""
+        return UntouchedEngine(name="eager", built=baseline.built, speedup=Interval(value=1.0, low=1.0, high=1.0))
+
+    def inadmissible(self, recipe: Recipe) -> str | None:
+        """Why the recipe makes no sense here; None where it does."""
+        if recipe.identity not in self._refusals:
+            try:
+                check(recipe)
+                self._refusals[recipe.identity] = None
+            except HastenError as error:
+                self._refusals[recipe.identity] = "; ".join(str(error).splitlines())
+        return self._refusals[recipe.identity]
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Opens the record of the run; closes it as failed where the run ends without a result."""
+        self.open()
+        try:
+            yield
+        except BaseException as error:
+            self.tracker.finish(None, self.folder, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+
+    def show_estimate(self, baseline_seconds: float, strategies: Sequence[Strategy]) -> None:
+        """Says what the run may cost at most, before it starts."""
+        rows = [("baseline", 1, baseline_seconds)]
+        rows += [(line.strategy, line.attempts, line.seconds) for line in self.planner.estimate([], strategies)]
+        self.screen.estimate(rows, sum(seconds for _, _, seconds in rows))
+
+    def show_plan(self, strategies: Sequence[Strategy] = ()) -> None:
+        """Prints what would be done, stage by stage, with what the store already has.
+
+        Args:
+            strategies: of an optimisation; their first edits of the untouched model are shown too.
+        """
+        from hasten.stages.build import plan
+
+        recipes = {"this recipe": self.recipe, "baseline": self.untouched}
+        for strategy in strategies:
+            for attempt in strategy.attempts:
+                recipe = self.composer.edited(self.untouched, attempt)
+                if self.inadmissible(recipe) is None:
+                    recipes[" ".join(attempt)] = recipe
+        shown: set[str] = set()
+        for title, recipe in recipes.items():
+            rows = [planned for planned in plan(recipe, self.store) if planned.key not in shown]
+            shown.update(planned.key for planned in rows)
+            if rows:
+                self.screen.stages(
+                    [
+                        (
+                            planned.stage.name,
+                            planned.key,
+                            planned.entry is not None,
+                            planned.entry.seconds if planned.entry else None,
+                        )
+                        for planned in rows
+                    ],
+                    title=title,
+                )
+
+    def ready(self) -> float:
+        """Reads the data and constructs the model: what is wrong with them is told before anything is left behind.
+
+        Returns:
+            Seconds that the baseline is expected to cost.
+
+        Raises:
+            ConfigError: the data can't be read, or the model does not fit them.
+        """
+        return self.bench.baseline_seconds(self.untouched)
+
+    def open(self) -> None:
+        """Writes the composed config into the run's folder and opens the record of the run."""
+        self.folder = _claimed(self.folder)
+        config_yaml = OmegaConf.to_yaml(OmegaConf.create(dict(self.recipe.config)))
+        write_text(self.folder / "config.yaml", config_yaml)
+        overrides = [*self.composer.walk, *self.composer.base]
+        self.tracker.start(str(self.recipe.config["name"]), config_yaml, overrides, self.folder)
+
+    def rebuild_command(self, recipe: Recipe) -> str:
+        where = [text for text in self.composer.walk if text.startswith("store.folder=")]
+        return rebuild_command([*recipe.overrides, *where], self.config_dir)
+
+    def baseline(self) -> Candidate:
+        """Trial 0: the untouched model in eager PyTorch.
+
+        Raises:
+            HastenError: it can't be built or measured; there is nothing to compare with then.
+        """
+        start = time.monotonic()
+        built, evaluation, cost = self.bench.evaluate(self.untouched, references={}, baseline=None)
+        trial = Trial(
+            number=0,
+            parent=None,
+            overrides=self.untouched.overrides,
+            edit=(),
+            strategy="baseline",
+            bottleneck="",
+            verdict="accepted",
+            reason="the model as it is, in eager PyTorch",
+            evaluation=evaluation,
+            profile=self.bench.profile(built, evaluation),
+            seconds=cost,
+            spent=time.monotonic() - start,
+            stages=built.keys,
+            rebuild=self.rebuild_command(self.untouched),
+            holds=True,
+        )
+        return self.keep(Candidate(trial=trial, recipe=self.untouched, finished=built))
+
+    def given(self) -> Choice:
+        """The user's own recipe as an edit of the untouched model."""
+        edit = tuple(text for text in self.recipe.overrides if text not in self.untouched.overrides)
+        return Choice(strategy="given", parent=0, edit=edit, expected_gain=None, why="declared on the command line")
+
+    def attempt(
+        self, choice: Choice, references: Mapping[str, Built], best: Candidate, *, failed_seconds: float = 0.0
+    ) -> Candidate:
+        """Tries one edit of a candidate's recipe: builds, measures and judges it. Whatever fails ends this trial only.
+
+        Args:
+            references: name -> finished build that the candidate's speed is compared with; `previous` is the best so
+                far.
+            failed_seconds: what a failed trial is charged with, so that a run that is started again decides the same.
+        """
+        parent = self.candidates[choice.parent]
+        recipe = self.composer.edited(parent.recipe, choice.edit)
+        number = len(self.candidates)
+        start = time.monotonic()
+        trial = Trial(
+            number=number,
+            parent=parent.trial.number,
+            overrides=recipe.overrides,
+            edit=choice.edit,
+            strategy=choice.strategy,
+            bottleneck=parent.trial.profile.bottleneck if parent.trial.profile else "",
+            verdict="failed",
+            reason="",
+            expected_gain=choice.expected_gain,
+            rebuild=self.rebuild_command(recipe),
+        )
+        built = None
+        try:
+            built, evaluation, cost = self.bench.evaluate(
+                recipe, references=references, baseline=self.candidates[0].built
+            )
+            trial = self._judged(trial, recipe, evaluation, best, cost)
+            profile = self.bench.profile(built, evaluation) if trial.verdict == "accepted" else None
+            trial = replace(trial, stages=built.keys, profile=profile)
+        except HastenError as error:
+            trial = replace(trial, reason=" ".join(str(error).split()), verdict="failed")
+        except Exception as error:  # the one place: whatever a technique or an engine does, the loop goes on
+            write_text(self.folder / f"trial-{number:02d}-error.txt", traceback.format_exc())
+            trial = replace(trial, reason=f"{type(error).__name__}: {' '.join(str(error).split())}", verdict="failed")
+        if trial.verdict == "failed":
+            trial = replace(trial, seconds=failed_seconds, evaluation=None, measured_gain=None, holds=False)
+        trial = replace(trial, spent=time.monotonic() - start)
+        return self.keep(Candidate(trial=trial, recipe=recipe, finished=built))
+
+    def _judged(self, trial: Trial, recipe: Recipe, evaluation: Evaluation, best: Candidate, cost: float) -> Trial:
+        share = recipe.section("quantization").get("min_integer_share") or 0.0
+        judgement = judge(evaluation, best.evaluation, self.objective, min_integer_share=share)
+        return replace(
+            trial,
+            verdict=judgement.verdict,
+            reason=judgement.reason,
+            holds=judgement.holds,
+            measured_gain=evaluation.speedup["previous"].value,
+            evaluation=evaluation,
+            seconds=cost,
+        )
+
+    def keep(self, candidate: Candidate) -> Candidate:
+        """Adds a finished trial to the history, the screen and the record."""
+        self.candidates.append(candidate)
+        self.screen.trial(candidate.trial)
+        self.tracker.record(candidate.trial, _curves(candidate.finished), _files(self.folder, candidate.trial))
+        return candidate
+
+
+def _curves(built: Built | None) -> dict[str, dict[str, list[float]]]:
+    """Stage that trained -> its curves."""
+    if built is None:
+        return {}
+    files = {name: entry.folder / "curves.json" for name, entry in built.entries.items()}
+    return {name: read_json(file) for name, file in files.items() if file.is_file()}
+
+
+def _files(folder: Path, trial: Trial) -> dict[str, Path]:
+    error = folder / f"trial-{trial.number:02d}-error.txt"
+    return {error.name: error} if error.is_file() else {}
+
+
+def _claimed(folder: Path) -> Path:
+    """The folder, or one beside it where a run of the same second was faster."""
+    for number in itertools.count(1):
+        claimed = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        claimed.mkdir(parents=True, exist_ok=True)
+        try:
+            (claimed / "config.yaml").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return claimed
+    raise AssertionError

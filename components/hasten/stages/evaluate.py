@@ -1,0 +1,367 @@
+"""Measures built recipes: quality, latency, profile, certificate. Everything measured is kept in the store."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from hasten.artefacts.capture import read_cost
+from hasten.artefacts.module import build as build_module
+from hasten.core.construct import locate
+from hasten.core.files import read_json, write_json
+from hasten.core.interfaces import OperatorTime, Progress, Silent, Target
+from hasten.core.objective import Objective
+from hasten.core.recipe import Recipe
+from hasten.core.sections import TrainingSettings
+from hasten.core.source import libraries
+from hasten.core.store import Entry, Ingredients, Store
+from hasten.core.trial import Certificate, Evaluation, Interval, Profile
+from hasten.data.prepare import Prepared, read
+from hasten.evidence import latency
+from hasten.evidence.bounds import corrected, paired_drop
+from hasten.evidence.certificate import Ledger, certify
+from hasten.evidence.process import Worker
+from hasten.evidence.quality import accuracy
+from hasten.hardware.machine import machine_id
+from hasten.stages.build import Built, build, plan
+from hasten.stages.stage import Tools, sources
+from hasten.training.estimate import training_seconds
+
+METRIC = "accuracy"
+PROFILED_REQUESTS = 50
+NO_REFERENCE = "alone"
+REFERENCE = "reference"
+
+BRIEFLY = latency.LatencyProtocol(min_rounds=5, max_rounds=12, precision=0.05)
+"""For what an engine costs per call and operator: it explains a latency and decides nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Builds recipes and measures them on the target.
+
+    Attributes:
+        looks: how many candidates may look at the validation rows; the quality bound is corrected for this number.
+        seed: of the order in which participants are timed, and of every bootstrap.
+    """
+
+    store: Store
+    target: Target
+    objective: Objective
+    looks: int
+    seed: int
+    progress: Progress = field(default_factory=Silent)
+    checkpoint_seconds: float = 5.0
+    protocol: latency.LatencyProtocol = field(default_factory=latency.LatencyProtocol)
+
+    def evaluate(
+        self, recipe: Recipe, *, references: Mapping[str, Built], baseline: Built | None
+    ) -> tuple[Built, Evaluation, float]:
+        """Builds a recipe and measures it.
+
+        Args:
+            references: `eager`, `engine`, `previous`: what its speed is compared with, in turns in one session.
+            baseline: what its quality is compared with, row by row; None for the baseline itself.
+
+        Returns:
+            The finished stages, the evaluation, and the recorded seconds of all of it, whoever spent them.
+
+        Raises:
+            HastenError: a stage refused, or an engine failed.
+        """
+        built = build(recipe, self.store, self._tools)
+        scores, quality_entry = self._scores(built, "validate")
+        drop = None
+        if baseline is not None:
+            confidence = corrected(self.objective.confidence, self.looks)
+            drop = paired_drop(self._scores(baseline, "validate")[0], scores, confidence)
+        # An artefact is as fast as itself; measuring that would only show the noise.
+        itself = [name for name, other in references.items() if other.compiled.key == built.compiled.key]
+        others = {name: other for name, other in references.items() if name not in itself}
+        pairs, seconds = self._latencies(built, others)
+        first = next(iter(pairs.values()))
+        compiled = read_json(built.compiled.folder / "compiled.json")
+        cost = read_cost(built.entries["export"].folder)
+        evaluation = Evaluation(
+            metric=METRIC,
+            quality=float(scores.mean()),
+            drop=drop,
+            latency_ms=latency.latency_ms(first, self.objective.confidence),
+            throughput=latency.throughput(first, self.objective.confidence),
+            speedup=dict.fromkeys(itself, Interval(value=1.0, low=1.0, high=1.0)) | self._speedups(pairs),
+            references_ms=self._references_ms(pairs),
+            size_bytes=compiled["size_bytes"],
+            memory_bytes=first.memory_bytes[latency.CANDIDATE],
+            flops=sum(cost.flops.values()),
+            num_parameters=cost.num_parameters,
+            integer_share=compiled["integer_share"],
+            starved=max(pair.num_starved / pair.num_rounds for pair in pairs.values()),
+        )
+        return built, evaluation, round(built.seconds + quality_entry.seconds + seconds, 3)
+
+    def baseline_seconds(self, recipe: Recipe) -> float:
+        """What the baseline will cost: recorded where the store has a stage, else from a few measured training steps.
+
+        Raises:
+            ConfigError: the data can't be read or do not fit the model.
+        """
+        planned = {step.stage.name: step for step in plan(recipe, self.store)}
+        recorded = sum(step.entry.seconds for step in planned.values() if step.entry is not None)
+        if planned["teacher"].entry is not None:
+            return recorded
+        rows = planned["data"].stage
+        entry = self.store.build(
+            rows.ingredients(recipe, {}), lambda folder: rows.make(recipe, {}, folder, self._tools)
+        )
+        prepared, node = read(entry.folder), recipe.section("model")
+        model, _ = build_module(node["arch"], prepared.input_shape, prepared.num_classes, seed=self.seed)
+        settings = TrainingSettings(**node["training"])
+        return training_seconds(model, prepared.rows("train"), settings, threads=recipe.config["trainer"]["threads"])
+
+    @property
+    def _tools(self) -> Tools:
+        return Tools(progress=self.progress, checkpoint_seconds=self.checkpoint_seconds)
+
+    def profile(self, built: Built, evaluation: Evaluation) -> Profile:
+        """Where a request's time goes on the target, and the bottleneck."""
+        from hasten.profiling.bottleneck import profile
+
+        overhead = self._overhead(built.recipe)
+        cost = read_cost(built.entries["export"].folder)
+        share = evaluation.integer_share or 0.0
+        limit = self.objective.max_size_mb
+        return profile(
+            latency_ms=evaluation.latency_ms["p50"].value,
+            operators=self._operators(built),
+            cost={
+                "kinds": {
+                    kind: {"flops": cost.flops[kind], "bytes": cost.num_bytes[kind], "calls": cost.calls[kind]}
+                    for kind in cost.calls
+                },
+                "weight_bytes": cost.weight_bytes,
+            },
+            roofline=self._roofline(),
+            call_us=overhead["call_us"],
+            operator_us=overhead["operator_us"],
+            # 8-bit weights take a quarter of float32.
+            weight_bytes=round(cost.weight_bytes * (1 - 0.75 * share)),
+            size_bytes=evaluation.size_bytes,
+            size_limit_bytes=None if limit is None else round(limit * 1e6),
+            batch_size=self.target.batch_size,
+            integer_share=share,
+        )
+
+    def certify(self, baseline: Built, candidate: Built) -> Certificate:
+        """Reads the test rows once, for the chosen candidate, and writes down that it did."""
+        prepared = self._prepared(candidate)
+        itself = baseline.compiled.key == candidate.compiled.key
+        # The baseline held against itself selects nothing and learns nothing from the rows.
+        reads = 0 if itself else Ledger(self.store.folder).record(prepared.test, candidate.compiled.key)
+        return certify(
+            self._scores(baseline, "test")[0],
+            self._scores(candidate, "test")[0],
+            prepared.rows("test").targets,
+            margin=self.objective.max_drop,
+            confidence=self.objective.confidence,
+            metric=METRIC,
+            reads=reads,
+        )
+
+    def _speedups(self, pairs: Mapping[str, latency.Measurement]) -> dict[str, Interval]:
+        compared = {name: pair for name, pair in pairs.items() if name != NO_REFERENCE}
+        confidence = self.objective.confidence
+        return {
+            name: latency.speedups(pair, confidence, self.objective.minimize)[REFERENCE]
+            for name, pair in compared.items()
+        }
+
+    def _references_ms(self, pairs: Mapping[str, latency.Measurement]) -> dict[str, Interval]:
+        compared = {name: pair for name, pair in pairs.items() if name != NO_REFERENCE}
+        confidence = self.objective.confidence
+        return {name: latency.latency_ms(pair, confidence, REFERENCE)["p50"] for name, pair in compared.items()}
+
+    def _prepared(self, built: Built) -> Prepared:
+        return read(built.data.folder)
+
+    def _scores(self, built: Built, split: str) -> tuple[NDArray[np.float64], Entry]:
+        """Per-row scores of the compiled artefact in its engine."""
+        ingredients = Ingredients(
+            stage="quality",
+            config={"metric": METRIC, "split": split, "batch_size": self.target.batch_size},
+            parents={"compile": built.compiled.key, "data": built.data.key},
+            sources=sources("hasten.evidence.quality", "hasten.evidence.worker"),
+        )
+
+        def make(folder: Path) -> None:
+            rows = self._prepared(built).rows(split)
+            with (
+                tempfile.TemporaryDirectory(prefix="hasten-") as scratch,
+                Worker(threads=self.target.threads) as worker,
+            ):
+                inputs, outputs = Path(scratch) / "inputs.npy", Path(scratch) / "outputs.npy"
+                np.save(inputs, rows.inputs)
+                worker.load(built.compiled.folder)
+                worker.predict(inputs, outputs, batch_size=self.target.batch_size)
+                save_file({"scores": accuracy(np.load(outputs), rows.targets)}, folder / "scores.safetensors")
+
+        entry = self.store.build(ingredients, make)
+        return load_file(entry.folder / "scores.safetensors")["scores"], entry
+
+    def _latencies(self, built: Built, references: Mapping[str, Built]) -> tuple[dict[str, latency.Measurement], float]:
+        """One measurement for each pair of candidate and reference, and what measuring cost.
+
+        All pairs that are missing are measured in one session, so that they share its rounds.
+        """
+        pairs: dict[str, Built | None] = {**references} or {NO_REFERENCE: None}
+        ingredients = {name: self._pair(built, reference) for name, reference in pairs.items()}
+        missing = {
+            name: reference
+            for name, reference in pairs.items()
+            if self.store.find("latency", ingredients[name].key) is None
+        }
+        session = _Session(
+            self, built, {name: reference for name, reference in missing.items() if reference is not None}
+        )
+        found, seconds = {}, {}
+        for name in pairs:
+            entry = self.store.build(ingredients[name], partial(session.write, name))
+            found[name] = latency.Measurement.from_dict(read_json(entry.folder / "blocks.json"))
+            seconds[entry.key] = entry.seconds
+        return found, sum(seconds.values())
+
+    def _pair(self, built: Built, reference: Built | None) -> Ingredients:
+        return Ingredients(
+            stage="latency",
+            config={
+                "batch_size": self.target.batch_size,
+                "threads": self.target.threads,
+                "protocol": asdict(self.protocol),
+                "seed": self.seed,
+            },
+            parents={
+                "candidate": built.compiled.key,
+                "reference": reference.compiled.key if reference is not None else NO_REFERENCE,
+                "data": built.data.key,
+            },
+            sources=sources("hasten.evidence.latency", "hasten.evidence.worker"),
+            machine={"id": machine_id()},
+        )
+
+    def _operators(self, built: Built) -> list[OperatorTime]:
+        """Times of the operators of one request, by the engine's own profiler."""
+        ingredients = Ingredients(
+            stage="operators",
+            config={"batch_size": self.target.batch_size, "threads": self.target.threads, "repeats": PROFILED_REQUESTS},
+            parents={"compile": built.compiled.key, "data": built.data.key},
+            sources=sources("hasten.evidence.worker"),
+            machine={"id": machine_id()},
+        )
+
+        def make(folder: Path) -> None:
+            request = self._prepared(built).rows("train").inputs
+            request = request[np.arange(self.target.batch_size) % len(request)]
+            write_json(folder / "operators.json", self._profiled(built.compiled.folder, request))
+
+        entry = self.store.build(ingredients, make)
+        return [OperatorTime(**values) for values in read_json(entry.folder / "operators.json")]
+
+    def _profiled(self, compiled: Path, request: NDArray[np.float32]) -> list[dict[str, Any]]:
+        threads = self.target.threads
+        pinned = Worker(threads=threads, cpus=latency.measuring_cpus(threads))
+        with tempfile.TemporaryDirectory(prefix="hasten-") as scratch, pinned as worker:
+            inputs = Path(scratch) / "request.npy"
+            np.save(inputs, request)
+            with latency.measuring_alone():
+                return [asdict(operator) for operator in worker.operators(compiled, inputs, repeats=PROFILED_REQUESTS)]
+
+    def _roofline(self) -> dict[str, Any]:
+        """The machine's measured peaks and bandwidths with the target's threads."""
+        from hasten.hardware.probe import probe
+
+        ingredients = Ingredients(
+            stage="roofline",
+            config={"threads": self.target.threads},
+            sources=sources("hasten.hardware.probe"),
+            libraries=libraries("torch", "numpy"),
+            machine={"id": machine_id()},
+        )
+
+        def make(folder: Path) -> None:
+            with latency.measuring_alone():
+                write_json(folder / "roofline.json", probe(self.target.threads).to_dict())
+
+        roofline: dict[str, Any] = read_json(self.store.build(ingredients, make).folder / "roofline.json")
+        return roofline
+
+    def _overhead(self, recipe: Recipe) -> dict[str, float]:
+        """What the recipe's engine costs per call and per operator before it calculates anything."""
+        node = dict(recipe.section("engine"))
+        ingredients = Ingredients(
+            stage="overhead",
+            config={
+                "engine": node,
+                "threads": self.target.threads,
+                "batch_size": self.target.batch_size,
+                "protocol": asdict(BRIEFLY),
+            },
+            sources=sources("hasten.stages.overhead", node["_target_"]),
+            libraries=libraries(*locate(node["_target_"], "engine").libraries),
+            machine={"id": machine_id()},
+        )
+
+        def make(folder: Path) -> None:
+            from hasten.stages.overhead import measure_overhead
+
+            overhead = measure_overhead(node, self.target, BRIEFLY, self.seed)
+            write_json(folder / "overhead.json", overhead.to_dict())
+
+        overhead: dict[str, float] = read_json(self.store.build(ingredients, make).folder / "overhead.json")
+        return overhead
+
+
+class _Session:
+    """Measures a candidate beside its references once, when the first pair is asked for, and hands out the pairs."""
+
+    def __init__(self, evaluator: Evaluator, built: Built, references: Mapping[str, Built]) -> None:
+        self._evaluator = evaluator
+        self._built = built
+        self._references = references
+
+    def write(self, name: str, folder: Path) -> None:
+        """Writes the blocks of the candidate and of that reference."""
+        measured = self._measured
+        blocks = {latency.CANDIDATE: measured.blocks_us[latency.CANDIDATE]}
+        memory = {latency.CANDIDATE: measured.memory_bytes[latency.CANDIDATE]}
+        if name != NO_REFERENCE:
+            blocks[REFERENCE] = measured.blocks_us[self._participant(name)]
+            memory[REFERENCE] = measured.memory_bytes[self._participant(name)]
+        write_json(folder / "blocks.json", {**measured.to_dict(), "blocks_us": blocks, "memory_bytes": memory})
+
+    def _participant(self, name: str) -> str:
+        """Two references may be the same artefact; it takes part once."""
+        return self._references[name].compiled.key
+
+    @cached_property
+    def _measured(self) -> latency.Measurement:
+        evaluator = self._evaluator
+        evaluator.progress.start("measuring", evaluator.protocol.max_rounds)
+        try:
+            return latency.measure(
+                self._built.compiled.folder,
+                {reference.compiled.key: reference.compiled.folder for reference in self._references.values()},
+                evaluator.target,
+                evaluator._prepared(self._built).rows("train").inputs[: evaluator.target.batch_size],
+                evaluator.protocol,
+                evaluator.seed,
+                on_round=evaluator.progress.advance,
+            )
+        finally:
+            evaluator.progress.stop()

@@ -1,0 +1,69 @@
+"""What a stage is: ingredients that make its key, and the work that writes its folder."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hasten.core.interfaces import Progress, Silent
+from hasten.core.recipe import Recipe
+from hasten.core.source import source_fingerprint
+from hasten.core.store import Ingredients
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What stages may use and no key depends on."""
+
+    progress: Progress = field(default_factory=Silent)
+    checkpoint_seconds: float = 5.0
+
+
+class Stage(abc.ABC):
+    """One step of a recipe. Knows its key's ingredients; knows nothing of tracking or of the loop."""
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def wanted(self, recipe: Recipe) -> bool:
+        """Whether the recipe has this stage."""
+
+    @abc.abstractmethod
+    def ingredients(self, recipe: Recipe, keys: Mapping[str, str]) -> Ingredients:
+        """What decides the result.
+
+        Args:
+            keys: stage name -> key of the stages before this one that the recipe has.
+        """
+
+    @abc.abstractmethod
+    def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
+        """Writes the artefact.
+
+        Args:
+            inputs: stage name -> folder of the finished stages before this one.
+            folder: where to write; `resume` below it survives a kill.
+        """
+
+
+def module_stage(present: Mapping[str, Any]) -> str:
+    """Which of the stages before holds the float module that goes on."""
+    return next(name for name in ("prune", "student", "teacher") if name in present)
+
+
+def graph_stage(present: Mapping[str, Any]) -> str:
+    """Which of the stages before holds the graph that is compiled."""
+    return next(name for name in ("quantize", "export") if name in present)
+
+
+def sources(*targets: str) -> dict[str, str]:
+    """Fingerprint of the code behind each dotted path."""
+    return {target: source_fingerprint(target) for target in targets}
+
+
+def declared(node: Mapping[str, Any]) -> bool:
+    """Whether an optional group holds a component, that is, anything but `none`."""
+    return bool(node.get("_target_"))

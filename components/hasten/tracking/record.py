@@ -1,0 +1,153 @@
+"""What a trial and a result look like in a tracking store: names, parameters, metrics, tags and descriptions."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+
+from hasten.core.trial import Evaluation, Interval, Profile, Result, Trial
+from hasten.tracking.credentials import without_credentials
+
+MAX_KEY = 250
+"""Characters of a name that MLflow accepts."""
+MAX_VALUE = 6000
+"""Characters of a parameter's value that MLflow keeps; tags may be longer, but nobody reads that much in a table."""
+
+
+def key(name: str) -> str:
+    """The name with what MLflow refuses in it replaced: other characters than `/\\w.- :`, and paths such as `a//b`."""
+    cleaned = re.sub(r"[^/\w.\- :]", "_", name)
+    resolved = posixpath.normpath("/" + cleaned).strip("/")
+    return resolved[:MAX_KEY] or "_"
+
+
+def value(text: str) -> str:
+    """The text without passwords, shortened to what MLflow keeps."""
+    cleaned = without_credentials(text)
+    return cleaned if len(cleaned) <= MAX_VALUE else cleaned[: MAX_VALUE - 1] + "…"
+
+
+def params(overrides: Sequence[str]) -> dict[str, str]:
+    """Overrides as parameters, as the user typed them: `+a.b=1` is `a.b: 1`, `~a.b` is `a.b: ~`."""
+    split = [override.lstrip("+~").partition("=")[::2] for override in overrides]
+    return {key(name): value(given or "~") for name, given in split}
+
+
+def trial_name(trial: Trial) -> str:
+    """`03 structured pruning 0.5: accepted, 1.8x`; the factor is the speed-up against eager PyTorch."""
+    words = trial.strategy.replace("_", " ").split() or ["baseline"]
+    settings = [override.partition("=")[2] for override in trial.edit]
+    tried = " ".join([*words, *(setting for setting in settings if setting not in words)])
+    speedup = trial.evaluation.speedup.get("eager") if trial.evaluation is not None else None
+    factor = f", {speedup.value:.1f}x" if speedup is not None and trial.number > 0 else ""
+    outcome = f": {trial.verdict}{factor}" if trial.number > 0 else ""
+    return f"{trial.number:02d} {tried}{outcome}"
+
+
+def result_name(name: str, result: Result) -> str:
+    """`digits: 42.1x`, and what is not proved says so."""
+    return f"{name}: {result.speedup['eager'].value:.1f}x{'' if result.certificate.held else ', not certified'}"
+
+
+def trial_metrics(trial: Trial) -> dict[str, float]:
+    """All figures of a trial; latency in ms, sizes in bytes, time in s, intervals as `_low` and `_high`."""
+    figures: dict[str, float | None] = {
+        "expected_gain": trial.expected_gain,
+        "measured_gain": trial.measured_gain,
+        "seconds": trial.seconds,
+        "seconds_spent": trial.spent,
+    }
+    if trial.evaluation is not None:
+        figures |= _evaluation_metrics(trial.evaluation)
+    return {name: float(figure) for name, figure in figures.items() if figure is not None}
+
+
+def result_metrics(result: Result) -> dict[str, float]:
+    """The figures that a run ends with."""
+    certificate = result.certificate
+    figures: dict[str, float | None] = {
+        "size_ratio": result.size_ratio,
+        "test_quality": certificate.candidate,
+        "test_drop": certificate.drop,
+        "test_drop_bound": certificate.bound,
+        "certified": float(certificate.held),
+        "num_trials": float(len(result.trials)),
+        "seconds": result.seconds,
+        "seconds_spent": result.spent,
+    }
+    if result.best.evaluation is not None:
+        figures |= _evaluation_metrics(result.best.evaluation)
+    for reference, ratio in result.speedup.items():
+        figures |= _interval(f"speedup_{reference}", ratio)
+    return {name: float(figure) for name, figure in figures.items() if figure is not None}
+
+
+def curve_points(trial: Trial, best: Trial | None) -> dict[str, float]:
+    """What the parent's curves get from one iteration: its own latency and quality, and the best so far."""
+    figures: dict[str, float] = {}
+    if trial.evaluation is not None:
+        figures["trial_latency_p50_ms"] = trial.evaluation.latency_ms["p50"].value
+        figures["trial_quality"] = trial.evaluation.quality
+    if best is not None and best.evaluation is not None:
+        figures["best_latency_p50_ms"] = best.evaluation.latency_ms["p50"].value
+        figures["best_quality"] = best.evaluation.quality
+        figures["best_size_bytes"] = float(best.evaluation.size_bytes)
+        if "eager" in best.evaluation.speedup:
+            figures["best_speedup_eager"] = best.evaluation.speedup["eager"].value
+    return figures
+
+
+def trial_note(trial: Trial) -> str:
+    """The description of an iteration, in markdown: why the verdict, how to rebuild, where the time goes."""
+    lines = [f"**{trial.verdict}**: {trial.reason}", "", f"```\n{without_credentials(trial.rebuild)}\n```"]
+    if trial.profile is not None:
+        lines += ["", *_profile_note(trial.profile)]
+    return "\n".join(lines)
+
+
+def result_note(result: Result) -> str:
+    """The description of a whole run, in markdown."""
+    ratios = [f"- {ratio:.2f} times as fast as {reference}" for reference, ratio in result.speedup.items()]
+    command = without_credentials(result.best.rebuild)
+    warnings = [f"- {warning}" for warning in result.warnings]
+    return "\n".join([result.certificate.statement, "", *ratios, *warnings, "", f"```\n{command}\n```"])
+
+
+def _evaluation_metrics(evaluation: Evaluation) -> dict[str, float | None]:
+    figures: dict[str, float | None] = {
+        "quality": evaluation.quality,
+        "drop": evaluation.drop.value if evaluation.drop is not None else None,
+        "drop_bound": evaluation.drop.bound if evaluation.drop is not None else None,
+        "size_bytes": evaluation.size_bytes,
+        "memory_bytes": evaluation.memory_bytes,
+        "flops": evaluation.flops,
+        "num_parameters": evaluation.num_parameters,
+        "integer_share": evaluation.integer_share,
+    }
+    figures |= _interval("throughput", evaluation.throughput)
+    for percentile, latency in evaluation.latency_ms.items():
+        figures |= _interval(f"latency_{percentile}_ms", latency)
+    for reference, ratio in evaluation.speedup.items():
+        figures |= _interval(f"speedup_{reference}", ratio)
+    return figures
+
+
+def _interval(name: str, interval: Interval) -> Mapping[str, float]:
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _profile_note(profile: Profile) -> list[str]:
+    rows = sorted(profile.operators, key=lambda group: -group.milliseconds)[:6]
+    return [
+        f"Bottleneck from here on: **{profile.bottleneck}**, at {profile.latency_ms:.4g} ms per request",
+        "",
+        *(f"- {sentence}" for sentence in profile.evidence),
+        "",
+        "| operators | share | ms | bound by | roofline ms |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row.kind} ({row.calls}) | {row.share:.0%} | {row.milliseconds:.4g} | {row.bound} | {row.roof_ms:.4g} |"
+            for row in rows
+        ),
+    ]

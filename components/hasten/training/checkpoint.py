@@ -1,0 +1,94 @@
+"""Checkpoints that survive a kill at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from hasten.core.errors import HastenError
+
+KEPT = 2
+"""Checkpoints that are kept: the latest, and one to go back to."""
+
+_log = logging.getLogger(__name__)
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class DurableCheckpoints(CheckpointIO):  # type: ignore[misc]
+    """Writes a checkpoint under another name first, with its SHA-256 in front, and renames it when it is on disk.
+
+    Lightning's own writer goes through the system's temporary folder, from where the last move is a copy if that is
+    another file system, so a kill can leave half a file.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        file = Path(path)
+        temporary = file.with_name(f"{file.name}.partial")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(hashlib.sha256(buffer.getbuffer()).digest())
+            stream.write(buffer.getbuffer())
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads tensors and plain data, whatever `weights_only` says.
+
+        Raises:
+            HastenError: the file is torn or altered.
+        """
+        content = Path(path).read_bytes()
+        if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
+            raise HastenError(f"checkpoint {path} is torn: its SHA-256 does not match")
+        stream = io.BytesIO(content[_DIGEST_BYTES:])
+        checkpoint: dict[str, Any] = torch.load(stream, map_location=map_location, weights_only=True)
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def newest(folder: Path, identity: str) -> Path | None:
+    """The latest whole checkpoint of the training with this identity.
+
+    Torn checkpoints, those of other trainings and all but one before the latest are deleted: Lightning never deletes
+    the one that it resumed from.
+
+    Returns:
+        None where there is no such checkpoint and the training has to start afresh.
+    """
+    for partial in folder.glob("*.partial"):
+        partial.unlink()
+    whole: list[Path] = []
+    for file in sorted(folder.glob("step=*.ckpt"), key=_step, reverse=True):
+        if len(whole) < KEPT and _is_whole(file, identity):
+            whole.append(file)
+        else:
+            file.unlink()
+    return whole[0] if whole else None
+
+
+def _is_whole(file: Path, identity: str) -> bool:
+    try:
+        checkpoint: Mapping[str, Any] = DurableCheckpoints().load_checkpoint(file)
+    except HastenError as error:
+        _log.info("%s; going back to the one before", error)
+        return False
+    return bool(checkpoint.get("identity") == identity)
+
+
+def _step(file: Path) -> int:
+    return int(file.stem.removeprefix("step="))

@@ -1,0 +1,1 @@
+"""The configs, one folder a group; `pkg://hasten.conf` in Hydra's terms."""

@@ -1,0 +1,1 @@
+"""One file, one command. A pipeline never imports a pipeline."""

@@ -1,0 +1,36 @@
+"""`hasten -m run`: many recipes over one store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hasten import cli
+
+
+@pytest.mark.slow
+def test_six_jobs_train_one_teacher(ran: Any, tiny: tuple[str, ...], store: Path, tmp_path: Path) -> None:
+    # What other tests have measured, but no teacher: the sweep has to train it.
+    shutil.copytree(store, "fresh", ignore=lambda folder, names: ["teacher"] if folder == str(store) else [])
+    grid = ("engine=eager,onnxruntime", "objective.max_drop=0.02,0.2,0.5")
+    code = cli.run(["-m", "run", *grid, *tiny[:-1], "store.folder=fresh"])
+    assert code == 0
+    assert len(list((tmp_path / "fresh" / "teacher").iterdir())) == 1
+    files = sorted(tmp_path.glob("outputs/sweeps/*/*/*/summary.json"))
+    assert [file.parent.name for file in files] == ["0", "1", "2", "3", "4", "5"]
+    summaries = [json.loads(file.read_text()) for file in files]
+    assert {summary["best"]["stages"]["teacher"] for summary in summaries} == {ran.summary["best"]["stages"]["teacher"]}
+    assert [summary["certificate"]["margin"] for summary in summaries] == 2 * [0.02, 0.2, 0.5]
+    # the first three are the untouched model, which is not measured against itself
+    assert [len(summary["trials"]) for summary in summaries] == [1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_leaves_the_others_alone(ran: Any, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    code = cli.run(["-m", "run", "pruning=structured", "pruning.round_to=8", "engine=eager,onnxruntime", *tiny])
+    assert code == 1
+    assert len(list(tmp_path.glob("outputs/sweeps/*/*/*/summary.json"))) == 2

@@ -1,0 +1,135 @@
+"""`report.html`: whole, parseable, and alone in the world."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from hasten.core.trial import Result
+from hasten.reporting.html import report
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects text, ids and whatever a browser would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.uses: list[str] = []
+        self.loads: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self._note(attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._note(attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    def _note(self, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name in ("src", "href", "xlink:href", "srcset", "action"):
+                (self.uses if (value or "").startswith("#") else self.loads).append(value or "")
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def text(result: Result) -> str:
+    return report(result)
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def test_every_tag_is_closed_where_it_belongs(page: Page) -> None:
+    assert page.open == []
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(page: Page, text: str) -> None:
+    assert len(page.ids) == len(set(page.ids))
+    clips = re.findall(r"url\(#([^)]+)\)", text)
+    assert clips
+    assert {*clips, *(use[1:] for use in page.uses)} <= set(page.ids)
+
+
+def test_loads_nothing(page: Page, text: str) -> None:
+    assert page.loads == ["data:,"]
+    assert "@import" not in text
+    assert "<script" not in text
+    assert re.findall(r"url\((?!#)", text) == []
+
+
+def test_gives_every_trial_with_its_reason_and_command(page: Page, result: Result) -> None:
+    missing = [
+        trial.number for trial in result.trials if trial.reason not in page.text or trial.rebuild not in page.text
+    ]
+    assert missing == []
+
+
+def test_states_ratios_certificate_machine_and_limits(page: Page, result: Result) -> None:
+    for claim in (
+        "digits runs 42.1 times as fast as in eager PyTorch",
+        "against eager PyTorch, 40.8x to 43.4x",
+        "against the untouched model in onnxruntime, 17.2x to 18.2x",
+        "smaller on disk, 4.39 MB → 118 kB",
+        "1.49 points (95 % confidence, one-sided)",
+        result.certificate.statement,
+        "Example CPU 7000 16-Core Processor",
+        "33.6 MB",
+        result.warnings[0],
+        "mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db",
+    ):
+        assert claim in page.text
+
+
+def test_text_of_others_stays_text(result: Result) -> None:
+    hostile = "<script>alert(1)</script> & $x$ ${y}"
+    trials = (*result.trials[:2], replace(result.trials[2], reason=hostile), *result.trials[3:])
+    text = report(replace(result, trials=trials, experiment="<b>bold</b>"))
+    assert "<script" not in text
+    assert hostile in Page(text).text
+
+
+def test_equal_results_give_equal_bytes(result: Result, text: str) -> None:
+    assert report(result) == text
+
+
+def test_stands_without_profiles_roofs_or_anything_accepted(result: Result) -> None:
+    bare = replace(result.baseline, profile=None)
+    page = Page(report(replace(result, baseline=bare, best=bare, trials=(bare,), front=(0,), speedup={}, binding="x")))
+    assert "Nothing that was tried" in page.text
+    assert "Where the time goes" not in page.text
+
+
+def test_stands_with_only_failures_beside_the_baseline(result: Result) -> None:
+    page = Page(report(replace(result, best=result.baseline, trials=(result.trials[0], result.trials[9]), front=(0,))))
+    assert result.trials[9].reason in page.text
+
+
+def test_says_when_test_rows_were_read_before(made_up: Callable[..., Result], result: Result) -> None:
+    again = made_up(certificate=replace(result.certificate, reads=3))
+    assert "3 different artefacts have been certified on these test rows" in Page(report(again)).text

@@ -1,0 +1,206 @@
+"""What a person sees, as plain text of a terminal of a given width."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hasten.core.interfaces import Progress
+from hasten.core.store import Listing
+from hasten.core.trial import Result
+from hasten.reporting.terminal import Screen
+
+WIDTHS = pytest.mark.parametrize("width", [80, 100, 120, 160])
+
+
+def make_console(width: int, terminal: bool = False, height: int = 24) -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    console = Console(
+        file=file, width=width, height=height, force_terminal=terminal, color_system=None, highlight=False, _environ={}
+    )
+    return console, file
+
+
+def show_trials(result: Result, width: int) -> str:
+    console, file = make_console(width)
+    with Screen(console) as screen:
+        for trial in result.trials:
+            screen.trial(trial)
+    return file.getvalue()
+
+
+def table_of(text: str) -> list[str]:
+    """The lines from the table's head on."""
+    lines = text.splitlines()
+    return lines[next(index for index, line in enumerate(lines) if "latency p50" in line) :]
+
+
+@WIDTHS
+def test_no_figure_of_the_table_is_cut(result: Result, width: int) -> None:
+    lines = table_of(show_trials(result, width))
+    assert all(len(line) <= width for line in lines)
+    text = "\n".join(lines)
+    figures = ("3.12 [3.03, 3.21] ms", "74.1 [71.9, 76.3] µs", "42.1x", "0.96x", "85.09", "4.39 MB", "98.4 %")
+    assert [figure for figure in figures if figure not in text] == []
+    assert "…" not in text
+
+
+@WIDTHS
+def test_the_table_gives_every_trial_with_its_reason(result: Result, width: int) -> None:
+    flat = " ".join(" ".join(table_of(show_trials(result, width))).split())
+    missing = [trial.number for trial in result.trials if f": {trial.reason}" not in flat]
+    assert missing == []
+
+
+def test_a_log_gets_one_line_a_trial_as_it_ends(result: Result) -> None:
+    console, file = make_console(80)
+    with Screen(console) as screen:
+        screen.trial(result.trials[3])
+        [line] = file.getvalue().splitlines()
+    assert line.startswith("trial 03 pruning.sparsity=0.5: accepted, bottleneck ")
+    assert (
+        "p50 452 [438, 466] µs, 6.90x vs eager, 2.90x vs best, accuracy 98.2 % (drop <= 1.32 points), 1.14 MB" in line
+    )
+    assert line.endswith(result.trials[3].reason)
+
+
+def test_a_failed_trial_has_a_line_too(result: Result) -> None:
+    line = f"trial 09 engine.threads=2: failed, bottleneck overhead; {result.trials[9].reason}"
+    assert line in show_trials(result, 80).splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_commands_stand_whole_on_one_line(result: Result, width: int) -> None:
+    console, file = make_console(width)
+    Screen(console).summary(result)
+    lines = [line.partition("   ")[2].strip() for line in file.getvalue().splitlines()]
+    assert result.best.rebuild in lines
+    assert result.tracking_command in lines
+    assert result.model_folder in lines
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_summary_states_ratios_bound_and_certificate(result: Result, width: int) -> None:
+    console, file = make_console(width)
+    Screen(console).summary(result)
+    flat = " ".join(file.getvalue().replace("│", " ").split())
+    for claim in (
+        "vs eager PyTorch 42.1x [40.8, 43.4]",
+        "vs untouched, onnxruntime 17.7x [17.2, 18.2]",
+        "size 4.39 MB -> 118 kB",
+        "accuracy (test) 98.5 % -> 98.0 %, drop at most 1.49 points, allowed 2.00 points",
+        result.certificate.statement,
+        f"warning: {result.warnings[0]}",
+    ):
+        assert claim in flat
+
+
+def test_square_brackets_are_no_markup(result: Result) -> None:
+    odd = replace(result.trials[1], reason="strategy=[bold] was refused [/red]")
+    console, file = make_console(120)
+    with Screen(console) as screen:
+        screen.trial(odd)
+    assert file.getvalue().count("strategy=[bold] was refused [/red]") == 2
+
+
+def test_a_terminal_shows_progress_while_it_lasts_and_the_table_at_the_end(result: Result) -> None:
+    console, file = make_console(100, terminal=True)
+    with Screen(console) as screen:
+        screen.trial(result.trials[0])
+        screen.start("training teacher", total=4)
+        screen.advance(4)
+        during = file.getvalue()
+        screen.stop()
+    assert "training teacher" in during
+    end = file.getvalue()[len(during) :]
+    assert end.rstrip().endswith(result.trials[0].reason)
+    assert "trial 00" not in file.getvalue()
+
+
+def test_a_low_window_shows_the_latest_trials(result: Result) -> None:
+    console, file = make_console(100, terminal=True, height=12)
+    with Screen(console) as screen:
+        for trial in result.trials:
+            file.seek(0)
+            file.truncate()
+            screen.trial(trial)
+        drawn = file.getvalue()
+    assert "student.width=12" in drawn
+    assert "engine=onnxruntime" not in drawn
+
+
+def test_stopping_what_was_never_started_is_no_error() -> None:
+    screen: Progress = Screen(make_console(80)[0])
+    screen.advance()
+    screen.stop()
+
+
+def test_no_color_means_no_escape_codes(
+    result: Result, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    Screen().summary(result)
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_terminal_without_unicode_is_no_reason_to_fail(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    screen = Screen()
+    with screen:
+        screen.trial(result.trials[3])
+    assert b"452 [438, 466] ?s" in raw.getvalue()
+
+
+def test_the_estimate_sums_up(result: Result) -> None:
+    console, file = make_console(80)
+    Screen(console).estimate([("structured_pruning", 4, 120.0), ("engine", 2, 20.0)], 412.0)
+    lines = [line.split() for line in file.getvalue().splitlines()]
+    assert ["structured_pruning", "4", "2", "min", "00", "s"] in lines
+    assert lines[-1][-4:] == ["6", "min", "52", "s"]
+
+
+def test_a_dry_run_tells_what_is_built_and_what_is_there() -> None:
+    console, file = make_console(80)
+    rows = [("teacher", "0123456789abcdef", True, 12.0), ("prune", "fedcba9876543210", False, None)]
+    Screen(console).stages(rows, title="this recipe")
+    lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
+    assert lines == [
+        "this recipe",
+        "stage key state seconds",
+        "teacher 0123456789ab in the store 12 s",
+        "prune fedcba987654 to be built unknown",
+    ]
+
+
+def test_the_store_is_listed_newest_first_with_what_is_wrong() -> None:
+    console, file = make_console(100)
+    shared = {"folder": Path("store"), "num_bytes": 118_000, "seconds": 12.0}
+    old = Listing(stage="data", key="a" * 64, state="finished", created=time.time() - 7300, **shared)
+    new = Listing(stage="prune", key="b" * 64, state="broken", created=time.time() - 60, problem="bad sum", **shared)
+    Screen(console).store([old, new])
+    lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
+    assert lines[1] == f"prune {'b' * 12} 118 kB 1 min 00 s 12 s broken: bad sum"
+    assert lines[2] == f"data {'a' * 12} 118 kB 2 h 01 min 12 s finished"
+    assert lines[3] == "2 stages, 236 kB"
+
+
+def test_a_profile_gives_attained_rate_and_roof(result: Result) -> None:
+    profile = result.baseline.profile
+    assert profile is not None
+    console, file = make_console(80)
+    Screen(console).profile(profile, "baseline")
+    lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
+    assert "baseline: 3.12 ms per request" in lines
+    # 68 MFLOP in 0.66 * 3.12 ms are 33.0 GFLOP/s
+    assert "convolution 14 66% 2.06 ms 33.0 824 µs compute" in lines
+    assert "copy 3 1% 31.2 µs - 12.5 µs memory" in lines
+    assert "bottleneck: compute (compute 74%, memory 9%, overhead 17%)" in lines
+    assert profile.evidence[0] in lines

@@ -1,0 +1,140 @@
+"""The walk through one recipe that has every stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from hasten.artefacts.module import rebuild
+from hasten.core.errors import PassError
+from hasten.core.files import read_json
+from hasten.core.recipe import Composer, Recipe
+from hasten.core.store import Store
+from hasten.data.prepare import read
+from hasten.stages.build import Built, build, plan
+from hasten.stages.stage import Tools
+
+pytestmark = pytest.mark.usefixtures("hydra")
+
+FULL = (
+    "student=resnet",
+    "student.arch.widths=[8]",
+    "distillation=soft_labels",
+    "pruning=structured",
+    "pruning.round_to=2",
+    "quantization=static",
+    "engine=onnxruntime",
+)
+STAGES = ["data", "teacher", "student", "prune", "export", "quantize", "compile"]
+
+
+@pytest.fixture
+def store(tiny: tuple[str, ...]) -> Store:
+    return Store(Path(tiny[-1].partition("=")[2]))
+
+
+def recipe(tiny: tuple[str, ...], *overrides: str) -> Recipe:
+    return Composer.of([*tiny, *FULL, *overrides]).compose()
+
+
+@pytest.fixture
+def built(tiny: tuple[str, ...], store: Store) -> Built:
+    return build(recipe(tiny), store, Tools())
+
+
+def outputs(model: torch.nn.Module, rows: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.from_numpy(rows)).numpy()
+
+
+def test_every_stage_is_finished_under_the_key_that_was_planned(
+    tiny: tuple[str, ...], store: Store, built: Built
+) -> None:
+    planned = plan(recipe(tiny), store)
+    assert [step.stage.name for step in planned] == list(built.entries) == STAGES
+    assert {step.stage.name: step.key for step in planned} == built.keys
+    assert all(step.entry is not None for step in planned)
+    assert {line.state for line in store.verify() if line.key in built.keys.values()} == {"finished"}
+
+
+def test_a_second_build_makes_nothing(tiny: tuple[str, ...], store: Store, built: Built) -> None:
+    told: list[str] = []
+    again = build(recipe(tiny), store, Tools(), on_stage=told.append)
+    assert again.keys == built.keys
+    assert not any(entry.fresh for entry in again.entries.values())
+    assert told == []
+    assert again.seconds == built.seconds > 0
+
+
+def test_what_trains_leaves_its_curves_and_no_checkpoint(built: Built) -> None:
+    for name in ("teacher", "student", "prune"):
+        folder = built.entries[name].folder
+        curves = read_json(folder / "curves.json")
+        assert {quantity: len(values) for quantity, values in curves.items()} == dict.fromkeys(
+            ("lr", "train_accuracy", "train_loss"), 3
+        )
+        assert not list(folder.glob("resume*"))
+
+
+def test_pruning_makes_the_student_narrower(built: Built) -> None:
+    student, pruned = (rebuild(built.entries[name].folder) for name in ("student", "prune"))
+    before, after = (sum(p.numel() for p in model.parameters()) for model in (student, pruned))
+    assert after < before
+
+
+def test_the_exported_graph_gives_what_the_rebuilt_module_gives(built: Built) -> None:
+    import onnxruntime
+
+    rows = read(built.data.folder).rows("validate").inputs[:7]
+    session = onnxruntime.InferenceSession(str(built.entries["export"].folder / "model.onnx"))
+    (exported,) = session.run(None, {"input": rows})
+    np.testing.assert_allclose(exported, outputs(rebuild(built.module.folder), rows), rtol=1e-4, atol=1e-5)
+
+
+def test_the_teachers_stored_outputs_are_those_of_the_rebuilt_teacher(built: Built) -> None:
+    folder = built.entries["teacher"].folder
+    rows = read(built.data.folder).rows("train").inputs
+    stored = load_file(folder / "train_logits.safetensors")["logits"]
+    np.testing.assert_allclose(stored, outputs(rebuild(folder), rows), rtol=1e-4, atol=1e-5)
+
+
+def test_the_quantized_graph_runs_in_integers(built: Built) -> None:
+    assert read_json(built.compiled.folder / "compiled.json")["integer_share"] == 1.0
+
+
+def test_a_changed_sparsity_is_built_on_the_same_teacher_and_student(
+    tiny: tuple[str, ...], store: Store, built: Built
+) -> None:
+    told: list[str] = []
+    changed = build(recipe(tiny, "pruning.sparsity=0.25"), store, Tools(), on_stage=told.append)
+    assert set(told) <= set(STAGES[3:])
+    kept = {name for name in STAGES if changed.keys[name] == built.keys[name]}
+    assert kept == {"data", "teacher", "student"}
+    weights = [load_file(each.module.folder / "weights.safetensors") for each in (built, changed)]
+    assert sum(map(np.size, weights[0].values())) < sum(map(np.size, weights[1].values()))
+
+
+def test_the_same_recipe_in_another_store_gives_the_same_bytes(
+    tiny: tuple[str, ...], built: Built, tmp_path: Path
+) -> None:
+    def files(entry: Any) -> dict[str, Any]:
+        return read_json(entry.folder / "stage.json")["files"]
+
+    elsewhere = build(recipe(tiny), Store(tmp_path / "elsewhere"), Tools())
+    assert elsewhere.keys == built.keys
+    assert {name: files(entry) for name, entry in elsewhere.entries.items()} == {
+        name: files(entry) for name, entry in built.entries.items()
+    }
+
+
+def test_a_refused_stage_leaves_the_finished_ones(tiny: tuple[str, ...], store: Store) -> None:
+    impossible = recipe(tiny, "pruning.sparsity=0.0")
+    with pytest.raises(PassError, match="sparsity"):
+        build(impossible, store, Tools())
+    states = {step.stage.name: step.entry is not None for step in plan(impossible, store)}
+    assert states == {name: name in ("data", "teacher", "student") for name in STAGES}

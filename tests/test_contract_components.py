@@ -1,0 +1,310 @@
+"""What every component promises, found by its YAML: a new file is held to the contract without being named here."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hydra import initialize_config_module
+
+from hasten.artefacts.capture import write_graph
+from hasten.artefacts.module import build, rebuild, save
+from hasten.core import schema
+from hasten.core.construct import STAGE_KEYS, construct, locate
+from hasten.core.errors import ConfigError, PassError
+from hasten.core.groups import conf_folder
+from hasten.core.interfaces import (
+    DataSource,
+    Distillation,
+    Engine,
+    Graph,
+    GraphPass,
+    ModulePass,
+    Pass,
+    Rows,
+    Signature,
+    Tracker,
+)
+from hasten.core.preflight import check
+from hasten.core.recipe import Composer, Recipe, normalise
+from hasten.core.trial import BOTTLENECKS, Strategy
+from hasten.planning.bottleneck import check as check_strategies
+
+KINDS: Mapping[str, type] = {
+    "data": DataSource,
+    "distillation": Distillation,
+    "pruning": Pass,
+    "quantization": Pass,
+    "engine": Engine,
+    "tracking": Tracker,
+}
+"""Group -> what its components are."""
+GROUPS = (*KINDS, "planner", "model", "student")
+NEEDED = {"data=npz": ("data.path=rows.npz",), "model=custom": ("model.arch._target_=hasten.models.mlp.MLP",)}
+"""What an option can't be composed without."""
+SHAPE = (1, 8, 8)
+
+
+def options(group: str) -> list[str]:
+    return sorted(file.stem for file in (conf_folder() / group).glob("*.yaml"))
+
+
+def read(group: str, option: str) -> dict[str, Any]:
+    return yaml.safe_load((conf_folder() / group / f"{option}.yaml").read_text())
+
+
+def component(group: str, option: str) -> dict[str, Any] | None:
+    """The node that names the class, as the file spells it; None where the option stands for nothing."""
+    node = read(group, option)
+    node = node.get("arch", node) if group in ("model", "student") else node
+    return node if node and node.get("_target_") else None
+
+
+OPTIONS = [(group, option) for group in (*GROUPS, "strategy") for option in options(group)]
+COMPONENTS = [(group, option) for group, option in OPTIONS if group in GROUPS and component(group, option)]
+CONSTRUCTED = [(group, option) for group, option in COMPONENTS if group not in ("model", "student")]
+VALUES = [(group, option) for group, option in CONSTRUCTED if group != "tracking"]
+"""A tracker holds the run that it records; everything else is a value."""
+each_option = pytest.mark.parametrize(("group", "option"), OPTIONS, ids=map("=".join, OPTIONS))
+each_component = pytest.mark.parametrize(("group", "option"), COMPONENTS, ids=map("=".join, COMPONENTS))
+each_constructed = pytest.mark.parametrize(("group", "option"), CONSTRUCTED, ids=map("=".join, CONSTRUCTED))
+each_value = pytest.mark.parametrize(("group", "option"), VALUES, ids=map("=".join, VALUES))
+
+
+def each(group: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("option", [name for kind, name in VALUES if kind == group])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hydra() -> Iterator[None]:
+    schema.register()
+    with initialize_config_module(config_module="hasten.conf", version_base="1.3"):
+        yield
+
+
+@functools.cache
+def composed(group: str, option: str) -> Recipe:
+    choice = f"{group}={option}"
+    return Composer.of([choice, *NEEDED.get(choice, ())]).compose()
+
+
+@functools.cache
+def declared(strategy: str) -> Strategy:
+    (found,) = Composer.of([f"strategy=[{strategy}]"]).strategies()
+    return found
+
+
+def made(group: str, option: str) -> Any:
+    return construct(composed(group, option).section(group), group)
+
+
+@each_option
+def test_says_in_its_first_line_what_it_is_for(group: str, option: str) -> None:
+    lines = (conf_folder() / group / f"{option}.yaml").read_text().splitlines()
+    said = next(line for line in lines if not line.startswith("# @package"))
+    assert said.startswith("# ")
+    assert len(said) > 10
+
+
+@each_option
+def test_composes(group: str, option: str) -> None:
+    if group == "strategy":
+        assert declared(option).name == option
+    else:
+        assert composed(group, option).section(group) is not None
+
+
+@each_component
+def test_spells_every_knob_of_its_class_and_no_other(group: str, option: str) -> None:
+    node = component(group, option)
+    assert node is not None
+    if node["_target_"] == "???":
+        return
+    knobs = inspect.signature(locate(node["_target_"], group)).parameters
+    assert set(node) - STAGE_KEYS - {"_target_"} == set(knobs)
+
+
+@each_component
+def test_every_knob_is_explained_beside_it(group: str, option: str) -> None:
+    node = component(group, option)
+    assert node is not None
+    lines = (conf_folder() / group / f"{option}.yaml").read_text().splitlines()
+    for knob in set(node) - STAGE_KEYS - {"_target_"}:
+        (line,) = [line for line in lines if line.strip().startswith(f"{knob}:")]
+        assert "# " in line, f"{knob} has no comment"
+
+
+@each_constructed
+def test_is_what_its_group_holds(group: str, option: str) -> None:
+    assert isinstance(made(group, option), KINDS.get(group, object))
+
+
+@each_value
+def test_is_a_frozen_dataclass_of_keywords(group: str, option: str) -> None:
+    thing = made(group, option)
+    assert all(field.kw_only for field in dataclasses.fields(thing))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        thing.anything = 1
+
+
+@each_value
+def test_is_a_value_that_can_be_sent_to_another_process(group: str, option: str) -> None:
+    one, other = made(group, option), made(group, option)
+    assert one == other
+    assert pickle.loads(pickle.dumps(one)) == one
+
+
+@each_constructed
+def test_gives_its_defaults_where_the_yaml_gives_no_other(group: str, option: str) -> None:
+    """Who constructs it in Python gets what the YAML gives; `???` and interpolations are for the YAML alone."""
+    node = component(group, option)
+    assert node is not None
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(locate(node["_target_"], group))
+        if field.default is not dataclasses.MISSING
+    }
+    spelt = {name: value for name, value in node.items() if name in defaults and "${" not in str(value)}
+    assert {name: defaults[name] for name in spelt} == spelt
+
+
+class Bench:
+    """Rows of noise, and a fine-tuning that leaves the model as it is."""
+
+    seed = 0
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        inputs = np.random.default_rng(0).normal(size=(64, *SHAPE)).astype(np.float32)
+        self.train = Rows(inputs=inputs, targets=np.arange(64) % 3)
+
+    def fit(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model.eval()
+
+
+def small_model() -> tuple[torch.nn.Module, dict[str, Any]]:
+    arch = {"_target_": "hasten.models.resnet.ResNet", "widths": [8, 16], "num_blocks": 1}
+    return build(arch, SHAPE, 3, seed=0)
+
+
+def outputs(model: torch.nn.Module, rows: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return model.eval()(torch.from_numpy(rows)).numpy()
+
+
+@each("pruning")
+def test_a_module_pass_works_on_a_copy_and_repeats_itself(option: str, tmp_path: Path) -> None:
+    technique, bench = made("pruning", option), Bench(tmp_path)
+    assert isinstance(technique, ModulePass)
+    model, arch = small_model()
+    before = copy.deepcopy(model.state_dict())
+    cuts = [technique(model, bench) for _ in range(2)]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    first, second = (outputs(cut.model, bench.train.inputs) for cut in cuts)
+    assert first.shape == (64, 3)
+    np.testing.assert_array_equal(first, second)
+    save(tmp_path, arch, cuts[0].model, cuts[0].steps)
+    np.testing.assert_array_equal(outputs(rebuild(tmp_path), bench.train.inputs), first)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    folder = tmp_path_factory.mktemp("graph")
+    (folder / "module").mkdir()
+    model, arch = small_model()
+    rows = Bench(folder).train.inputs
+    outputs(model.train(), rows)
+    save(folder / "module", arch, model)
+    return write_graph(model, folder / "module", Signature(input_shape=SHAPE, output_shape=(3,)), rows, folder)
+
+
+@each("quantization")
+def test_a_graph_pass_works_on_a_copy_and_repeats_itself_for_some_engine(
+    option: str, graph: Graph, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    technique = made("quantization", option)
+    assert isinstance(technique, GraphPass)
+    rows = Bench(tmp_path).train.inputs
+    before = graph.onnx.read_bytes()
+    families = {made("engine", name).family for kind, name in VALUES if kind == "engine"}
+    placed = []
+    for family in sorted(families):
+        folders = [tmp_path / family / attempt for attempt in ("one", "two")]
+        try:
+            for folder in folders:
+                folder.mkdir(parents=True)
+                technique(graph, rows[: technique.calibration_rows], family, folder)
+        except PassError:  # it does not serve this family of engines
+            continue
+        first, second = (folder / "model.onnx" for folder in folders)
+        assert first.read_bytes() == second.read_bytes()
+        session = onnxruntime.InferenceSession(str(first))
+        (given,) = session.run(None, {session.get_inputs()[0].name: rows})
+        assert given.shape == (64, 3)
+        placed.append(family)
+    assert placed
+    assert graph.onnx.read_bytes() == before
+
+
+@each("distillation")
+def test_a_distillation_is_a_loss_that_the_student_can_follow(option: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(6, 3, generator=generator, requires_grad=True) for _ in range(2))
+    loss = made("distillation", option).loss(student, teacher.detach(), torch.arange(6) % 3)
+    assert loss.shape == ()
+    loss.backward()
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+    assert student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("group", "option"), [pair for pair in COMPONENTS if pair[0] in ("model", "student")])
+def test_an_architecture_takes_its_sizes_from_the_data(group: str, option: str) -> None:
+    node = composed(group, option).section(group)["arch"]
+    model, filled = build(node, SHAPE, 3, seed=0)
+    assert outputs(model, np.zeros((2, *SHAPE), np.float32)).shape == (2, 3)
+    assert filled["num_classes"] == 3
+
+
+@pytest.mark.parametrize("option", options("strategy"))
+def test_a_strategy_addresses_bottlenecks_that_there_are(option: str) -> None:
+    strategy = declared(option)
+    check_strategies([strategy])
+    assert strategy.addresses
+    assert set(strategy.addresses) <= set(BOTTLENECKS)
+    assert max(strategy.addresses.values()) > 1
+    assert strategy.cost > 0
+
+
+@pytest.mark.parametrize("option", options("strategy"))
+def test_what_a_strategy_tries_composes_and_makes_sense_somewhere(option: str) -> None:
+    composer, strategy = Composer.of(["target.threads=8"]), declared(option)
+    assert strategy.attempts
+    ends = ("low", "high") if strategy.search else ()
+    for attempt in strategy.attempts:
+        assert len(normalise(attempt)) == len(attempt), "it overrides itself"
+        for searched in [(f"{strategy.search['key']}={strategy.search[end]}",) for end in ends] or [()]:  # type: ignore[index]
+            assert admissible(composer, [*attempt, *searched]), attempt
+
+
+def admissible(composer: Composer, edit: list[str]) -> bool:
+    """Whether the edit passes the preflight on the engine of some recipe."""
+    for engine in options("engine"):
+        try:
+            check(composer.compose([f"engine={engine}", *edit]))
+        except ConfigError:
+            continue
+        return True
+    return False
