@@ -19,7 +19,7 @@ INTERRUPTED = 130
 def main(session: Session) -> int:
     """The command; its exit code."""
     if session.recipe.config["dry_run"]:
-        session.show_plan(session.composer.strategies())
+        session.show_plan(session.strategies)
         return 0
     result = optimize(session)
     session.screen.summary(result)
@@ -32,7 +32,7 @@ def optimize(session: Session) -> Result:
     Raises:
         HastenError: the baseline can't be built or measured.
     """
-    strategies = session.composer.strategies()
+    strategies = session.strategies
     session.show_estimate(session.ready(), strategies)
     with session.opened(), session.screen:
         baseline = session.baseline()

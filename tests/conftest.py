@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,3 +49,19 @@ def hydra() -> Iterator[None]:
     schema.register()
     with initialize_config_module(config_module="hasten.conf", version_base="1.3"):
         yield
+
+
+@pytest.fixture(scope="session")
+def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built offline from a copy, since setuptools writes beside what it builds."""
+    root = Path(__file__).resolve().parents[1]
+    copy, built = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("wheel")
+    for folder in ("components", "pipelines", "conf"):
+        shutil.copytree(root / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / file, copy / file)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation"]
+    made = subprocess.run([*pip, "--wheel-dir", str(built), str(copy)], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout + made.stderr
+    (file,) = built.iterdir()
+    return file

@@ -18,30 +18,35 @@ import yaml
 from hydra import initialize_config_module
 
 from hasten.artefacts.capture import write_graph
-from hasten.artefacts.module import build, rebuild, save
+from hasten.artefacts.module import build, example, forward, rebuild, save
 from hasten.core import schema
 from hasten.core.construct import STAGE_KEYS, construct, locate
 from hasten.core.errors import ConfigError, PassError
 from hasten.core.groups import conf_folder
 from hasten.core.interfaces import (
+    Columns,
     DataSource,
     Distillation,
     Engine,
     Graph,
     GraphPass,
+    Input,
     ModulePass,
     Pass,
     Rows,
     Signature,
+    Task,
     Tracker,
 )
 from hasten.core.preflight import check
 from hasten.core.recipe import Composer, Recipe, normalise
 from hasten.core.trial import BOTTLENECKS, Strategy
 from hasten.planning.bottleneck import check as check_strategies
+from hasten.tasks.classification import Classification
 
 KINDS: Mapping[str, type] = {
     "data": DataSource,
+    "task": Task,
     "distillation": Distillation,
     "pruning": Pass,
     "quantization": Pass,
@@ -50,9 +55,31 @@ KINDS: Mapping[str, type] = {
 }
 """Group -> what its components are."""
 GROUPS = (*KINDS, "planner", "model", "student")
-NEEDED = {"data=npz": ("data.path=rows.npz",), "model=custom": ("model.arch._target_=hasten.models.mlp.MLP",)}
-"""What an option can't be composed without."""
+BERT = "{model_type: bert, vocab_size: 9, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2}"
+NEEDED = {
+    "data=npz": ("data.path=rows.npz",),
+    "data=hf_datasets": ("data.path=rows",),
+    "data=images": ("data.path=rows",),
+    "data=series": ("data.path=rows.csv", "data.targets=[OT]"),
+    "model=custom": ("model.arch._target_=hasten.models.mlp.MLP",),
+    "model=huggingface": (f"model.arch.config={BERT}",),
+    "experiment=etth1": ("data.path=ETTh1.csv",),
+    "experiment=trec": ("data.train=train.parquet", "data.test=test.parquet"),
+    "experiment=spoken_digits": ("data.path=rows.parquet",),
+}
+"""What an option can't be composed without, or makes no sense without."""
 SHAPE = (1, 8, 8)
+INPUTS = (Input(shape=SHAPE),)
+ROWS = {
+    "images": INPUTS,
+    "steps of a sequence": (Input(shape=(3, 8)),),
+    "tokens": tuple(Input(name=name, shape=(6,), dtype="int64", dynamic=(0,)) for name in ("ids", "mask")),
+    "tokens of transformers": tuple(
+        Input(name=name, shape=(6,), dtype="int64", dynamic=(0,)) for name in ("input_ids", "attention_mask")
+    ),
+}
+"""Kinds of rows that an architecture may be for."""
+FACTS = {"vocabulary_size": 9}
 
 
 def options(group: str) -> list[str]:
@@ -139,8 +166,9 @@ def test_every_knob_is_explained_beside_it(group: str, option: str) -> None:
     node = component(group, option)
     assert node is not None
     lines = (conf_folder() / group / f"{option}.yaml").read_text().splitlines()
+    indent = "  " if group in ("model", "student") else ""
     for knob in set(node) - STAGE_KEYS - {"_target_"}:
-        (line,) = [line for line in lines if line.strip().startswith(f"{knob}:")]
+        (line,) = [line for line in lines if line.startswith(f"{indent}{knob}:")]
         assert "# " in line, f"{knob} has no comment"
 
 
@@ -175,7 +203,8 @@ def test_gives_its_defaults_where_the_yaml_gives_no_other(group: str, option: st
         if field.default is not dataclasses.MISSING
     }
     spelt = {name: value for name, value in node.items() if name in defaults and "${" not in str(value)}
-    assert {name: defaults[name] for name in spelt} == spelt
+    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in spelt.items()}
+    assert {name: defaults[name] for name in spelt} == frozen
 
 
 class Bench:
@@ -186,7 +215,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         inputs = np.random.default_rng(0).normal(size=(64, *SHAPE)).astype(np.float32)
-        self.train = Rows(inputs=inputs, targets=np.arange(64) % 3)
+        self.train = Rows(inputs={"input": inputs}, targets=np.arange(64) % 3)
 
     def fit(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.eval()
@@ -194,12 +223,12 @@ class Bench:
 
 def small_model() -> tuple[torch.nn.Module, dict[str, Any]]:
     arch = {"_target_": "hasten.models.resnet.ResNet", "widths": [8, 16], "num_blocks": 1}
-    return build(arch, SHAPE, 3, seed=0)
+    return build(arch, INPUTS, (3,), seed=0)
 
 
-def outputs(model: torch.nn.Module, rows: np.ndarray) -> np.ndarray:
+def outputs(model: torch.nn.Module, rows: Columns) -> np.ndarray:
     with torch.inference_mode():
-        return model.eval()(torch.from_numpy(rows)).numpy()
+        return forward(model.eval(), {name: torch.from_numpy(values) for name, values in rows.items()}).numpy()
 
 
 @each("pruning")
@@ -225,7 +254,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     rows = Bench(folder).train.inputs
     outputs(model.train(), rows)
     save(folder / "module", arch, model)
-    return write_graph(model, folder / "module", Signature(input_shape=SHAPE, output_shape=(3,)), rows, folder)
+    return write_graph(model, folder / "module", Signature(inputs=INPUTS, output_shape=(3,)), rows, folder)
 
 
 @each("quantization")
@@ -245,13 +274,14 @@ def test_a_graph_pass_works_on_a_copy_and_repeats_itself_for_some_engine(
         try:
             for folder in folders:
                 folder.mkdir(parents=True)
-                technique(graph, rows[: technique.calibration_rows], family, folder)
+                calibration = {name: values[: technique.calibration_rows] for name, values in rows.items()}
+                technique(graph, calibration if technique.calibration_rows else {}, family, folder)
         except PassError:  # it does not serve this family of engines
             continue
         first, second = (folder / "model.onnx" for folder in folders)
         assert first.read_bytes() == second.read_bytes()
         session = onnxruntime.InferenceSession(str(first))
-        (given,) = session.run(None, {session.get_inputs()[0].name: rows})
+        (given,) = session.run(None, dict(rows))
         assert given.shape == (64, 3)
         placed.append(family)
     assert placed
@@ -262,7 +292,7 @@ def test_a_graph_pass_works_on_a_copy_and_repeats_itself_for_some_engine(
 def test_a_distillation_is_a_loss_that_the_student_can_follow(option: str) -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(6, 3, generator=generator, requires_grad=True) for _ in range(2))
-    loss = made("distillation", option).loss(student, teacher.detach(), torch.arange(6) % 3)
+    loss = made("distillation", option).loss(student, teacher.detach(), torch.arange(6) % 3, Classification())
     assert loss.shape == ()
     loss.backward()
     assert student.grad is not None
@@ -270,12 +300,63 @@ def test_a_distillation_is_a_loss_that_the_student_can_follow(option: str) -> No
     assert student.grad.abs().sum() > 0
 
 
+@each("task")
+def test_a_task_takes_targets_of_its_own_kind_and_no_others(option: str) -> None:
+    task = made("task", option)
+    accepted, refused = [], []
+    for given in (None, np.arange(6) % 3, np.linspace(-1, 1, 6)):
+        try:
+            accepted.append(task.targets(given, 6))
+        except ConfigError as error:
+            refused += error.problems
+    assert accepted
+    assert all(problem.startswith("data.targets must ") for problem in refused)
+    for targets in accepted:
+        assert len(targets) == 6
+        np.testing.assert_array_equal(task.targets(targets, 6), targets)
+
+
+@each("task")
+def test_metrics_of_a_task_judge_its_outputs(option: str) -> None:
+    """Good outputs are better than bad ones, in the direction that the YAML says."""
+    task, metrics = made("task", option), composed("task", option).section("task")["metrics"]
+    labels = np.arange(30) % 3
+    targets = np.eye(3, dtype=np.float32)[labels]
+    learned = labels if task.labels(labels) is not None else targets
+    good, bad = targets + np.float32(0.1) * targets, np.roll(targets, 1, axis=1)
+    assert metrics
+    for name, node in metrics.items():
+        scores = [np.mean(locate(node["_target_"], name)(outputs, learned)) for outputs in (bad, good)]
+        assert (scores[0] < scores[1]) == node["higher_is_better"], name
+
+
 @pytest.mark.parametrize(("group", "option"), [pair for pair in COMPONENTS if pair[0] in ("model", "student")])
 def test_an_architecture_takes_its_sizes_from_the_data(group: str, option: str) -> None:
     node = composed(group, option).section(group)["arch"]
-    model, filled = build(node, SHAPE, 3, seed=0)
-    assert outputs(model, np.zeros((2, *SHAPE), np.float32)).shape == (2, 3)
-    assert filled["num_classes"] == 3
+    taken = []
+    for kind, inputs in ROWS.items():
+        try:
+            model, filled = build(node, inputs, (3,), seed=0, facts=FACTS)
+        except ConfigError as error:
+            if "is not installed" in str(error):
+                pytest.skip(str(error))
+            continue
+        assert outputs(model, {name: rows.numpy() for name, rows in example(inputs).items()}).shape == (2, 3)
+        assert filled["num_outputs"] == 3
+        assert filled.get("input_shape", list(inputs[0].shape)) == list(inputs[0].shape)
+        taken.append(kind)
+    assert taken, "there are no rows for it"
+
+
+@pytest.mark.parametrize("option", options("experiment"))
+def test_an_experiment_composes_from_parts_that_fit(option: str) -> None:
+    choice = f"experiment={option}"
+    recipe, problems = Composer.of([choice, *NEEDED.get(choice, ())]).compose(), ()
+    try:
+        check(recipe)
+    except ConfigError as error:
+        problems = error.problems
+    assert [problem for problem in problems if "is no file" not in problem] == [], "its files are the user's to fetch"
 
 
 @pytest.mark.parametrize("option", options("strategy"))

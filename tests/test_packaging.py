@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -30,19 +29,9 @@ def sources() -> dict[str, Path]:
     return found
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
-    """Built offline from a copy, since setuptools writes beside what it builds."""
-    copy, built = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("wheel")
-    for folder in ("components", "pipelines", "conf"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, copy / file)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation"]
-    made = subprocess.run([*pip, "--wheel-dir", str(built), str(copy)], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stdout + made.stderr
-    (file,) = built.iterdir()
-    return ZipFile(file)
+@pytest.fixture
+def wheel(wheel_file: Path) -> ZipFile:
+    return ZipFile(wheel_file)
 
 
 def metadata(wheel: ZipFile, name: str) -> str:

@@ -103,6 +103,8 @@ def help_text(folders: Sequence[Path]) -> str:
         "  hasten                                       optimise the default experiment",
         "  hasten run pruning=structured engine=openvino   build and measure one recipe",
         "  hasten profile                               where the time goes on the target, and the bottleneck",
+        "  hasten doctor                                what works on this machine, and how to get what does not",
+        "  hasten init                                  write a small project of your own to start from",
         "  hasten -m run pruning=none,structured        sweep recipes over the same store",
         "  hasten run dry_run=true                      what would be done, and what the store already has",
         "  hasten run --cfg job                         the composed config, every knob with its value",
@@ -132,8 +134,11 @@ def _through_hydra(arguments: Sequence[str], *, traceback: bool) -> int:
     def job(config: DictConfig) -> int:
         hydra = HydraConfig.get()
         try:
-            session = Session.of(list(hydra.overrides.task), Path(hydra.runtime.output_dir), config_folders(arguments))
-            codes.append(import_module(f"hasten.pipelines.{config.pipeline.name}").main(session))
+            pipeline = import_module(f"hasten.pipelines.{config.pipeline.name}")
+            # A pipeline that works whatever the recipe is makes its own session, in which nothing has been checked.
+            make_session = getattr(pipeline, "session", Session.of)
+            folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+            codes.append(pipeline.main(make_session(overrides, folder, config_folders(arguments))))
         except Exception as error:
             codes.append(_report(error, traceback=traceback))
         _remove_empty(Path(hydra.runtime.output_dir))

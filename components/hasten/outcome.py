@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hasten.artefacts.deployed import deploy
-from hasten.core.files import write_json, write_text
+from hasten.core.construct import locate
+from hasten.core.files import read_json, write_json, write_text
 from hasten.core.interfaces import Signature
 from hasten.core.objective import binding
 from hasten.core.trial import Certificate, Evaluation, Interval, Result
 from hasten.hardware.machine import machine
+from hasten.reporting.measures import Measure, measure
 from hasten.reporting.summary import to_json
 
 if TYPE_CHECKING:
@@ -31,14 +33,15 @@ def conclude(session: Session, best: Candidate, *, engine: UntouchedEngine, stop
     certificate = session.bench.certify(baseline.built, best.built)
     folder = session.folder / MODEL_FOLDER
     result = Result(
-        experiment=str(session.recipe.config["name"]),
+        experiment=session.name,
         baseline=baseline.trial,
         best=best.trial,
         trials=tuple(candidate.trial for candidate in session.candidates),
         speedup=best.evaluation.speedup or _of_the_baseline(engine),
         size_ratio=baseline.evaluation.size_bytes / best.evaluation.size_bytes,
         certificate=certificate,
-        front=front(session.candidates),
+        front=front(session.candidates, session.objective.optimize),
+        optimize=session.objective.optimize,
         stopped=stopped,
         binding=binding(best.evaluation, session.objective),
         engine_reference=engine.name,
@@ -56,17 +59,25 @@ def conclude(session: Session, best: Candidate, *, engine: UntouchedEngine, stop
     return result
 
 
-def front(candidates: Sequence[Candidate]) -> tuple[int, ...]:
-    """Numbers of the trials that no other beats in latency and quality at once."""
-    measured = [(candidate.trial.number, candidate.trial.evaluation) for candidate in candidates]
-    points = [(number, evaluation) for number, evaluation in measured if evaluation is not None]
-    return tuple(number for number, mine in points if not any(_dominates(other, mine) for _, other in points))
+def front(candidates: Sequence[Candidate], optimize: str = "p50") -> tuple[int, ...]:
+    """Numbers of the trials that no other beats in what is optimised and in quality at once.
+
+    Quality is the first metric's. Where nothing judged the outputs only what is optimised counts.
+    """
+    trials, optimised = [candidate.trial for candidate in candidates], measure(optimize)
+    places = {trial.number: _place(trial.evaluation, optimised) for trial in trials if trial.evaluation is not None}
+    return tuple(number for number, mine in places.items() if not any(_dominates(it, mine) for it in places.values()))
 
 
-def _dominates(one: Evaluation, other: Evaluation) -> bool:
-    faster = other.latency_ms["p50"].value - one.latency_ms["p50"].value
-    better = one.quality - other.quality
-    return faster >= 0 and better >= 0 and (faster > 0 or better > 0)
+def _place(evaluation: Evaluation, optimised: Measure) -> tuple[float, float]:
+    """Cost and quality, both the better the lower."""
+    quality = evaluation.metrics.get(evaluation.metric)
+    sign = 0 if quality is None else -1 if quality.higher_is_better else 1
+    return optimised.cost(evaluation), sign * (quality.value if quality is not None else 0.0)
+
+
+def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and one[0] <= other[0] and one[1] <= other[1]
 
 
 def _of_the_baseline(engine: UntouchedEngine) -> dict[str, Interval]:
@@ -93,6 +104,8 @@ def _warnings(certificate: Certificate, evaluation: Evaluation) -> list[str]:
 
 def _deploy(session: Session, best: Candidate, result: Result) -> None:
     from hasten.data.prepare import read
+    from hasten.reporting.card import Facts, card
+    from hasten.stages.data import COLUMNS
 
     prepared = read(best.built.data.folder)
     provenance: dict[str, Any] = {
@@ -102,14 +115,44 @@ def _deploy(session: Session, best: Candidate, result: Result) -> None:
         "certificate": result.certificate.to_dict(),
         "latency_ms": best.trial.to_dict()["evaluation"]["latency_ms"],
         "machine": result.machine,
-        "data": {"fingerprint": prepared.fingerprint, "classes": prepared.num_classes},
+        "data": {"fingerprint": prepared.fingerprint, "rows": dict(prepared.num_rows)},
     }
+    signature = Signature.from_dict(read_json(best.built.entries["export"].folder / "signature.json"))
+    columns = read_json(best.built.data.folder / COLUMNS)
+    engine = best.recipe.section("engine")
+    facts = Facts(
+        data=best.recipe.option("data"),
+        fingerprint=prepared.fingerprint,
+        num_rows=prepared.num_rows,
+        class_counts=prepared.class_counts,
+        transforms=prepared.transforms,
+        notes=prepared.notes,
+        task=best.recipe.option("task"),
+        columns=columns,
+        signature=signature,
+        engine=engine,
+        threads=session.target.threads,
+        batch_size=session.target.batch_size,
+        calibration_rows=best.recipe.section("quantization").get("calibration_rows") or None,
+        trust=_to_trust(best, engine, prepared.transforms),
+    )
     deploy(
         best.built.compiled.folder,
         session.folder / MODEL_FOLDER,
-        signature=Signature(input_shape=prepared.input_shape, output_shape=(prepared.num_classes,)),
-        engine=best.recipe.section("engine"),
-        mean=prepared.mean,
-        std=prepared.std,
+        columns=columns,
+        signature=signature,
+        engine=engine,
+        transforms=prepared.transforms,
         provenance=provenance,
+        card=card(result, facts),
     )
+
+
+def _to_trust(best: Candidate, engine: Mapping[str, Any], transforms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What `hasten.load` has to be told to trust: packages that are not ours, and compiled machine code."""
+    named = [engine["_target_"], *(node["_target_"] for node in transforms)]
+    module = best.built.compiled.folder / "module.json"
+    if module.is_file():
+        named.append(read_json(module)["arch"]["_target_"])
+    packages = sorted({str(target).partition(".")[0] for target in named} - {"hasten"})
+    return [*packages, *(["native code"] if locate(engine["_target_"], "engine").native_code else [])]

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from hasten.core.construct import construct
+from hasten.core.construct import construct, locate
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.files import read_json, write_text
 from hasten.core.interfaces import Planner, Target, Tracker
-from hasten.core.objective import Objective, judge
+from hasten.core.objective import Objective, gain, judge
 from hasten.core.preflight import check
 from hasten.core.recipe import UNTOUCHED, Composer, Recipe, rebuild_command
 from hasten.core.store import Store
@@ -86,6 +86,7 @@ class Session:
     candidates: list[Candidate] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     _refusals: dict[str, str | None] = field(default_factory=dict)
+    _charged: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, overrides: Sequence[str], folder: Path, config_folders: Sequence[Path] = ()) -> Session:
@@ -110,6 +111,11 @@ class Session:
             folder=folder,
             config_dir=config_folders[0] if len(config_folders) > 1 else None,
         )
+
+    @property
+    def name(self) -> str:
+        """Of the experiment, as people will look for it."""
+        return str(self.recipe.config["name"] or self.recipe.option("data"))
 
     @cached_property
     def store(self) -> Store:
@@ -199,10 +205,20 @@ class Session:
         if recipe.identity not in self._refusals:
             try:
                 check(recipe)
-                self._refusals[recipe.identity] = None
+                self._refusals[recipe.identity] = self.bench.unfit(recipe)
             except HastenError as error:
                 self._refusals[recipe.identity] = "; ".join(str(error).splitlines())
         return self._refusals[recipe.identity]
+
+    @cached_property
+    def strategies(self) -> tuple[Strategy, ...]:
+        """The moves that make sense for the task.
+
+        Raises:
+            ConfigError: a strategy makes no sense at all.
+        """
+        outputs = locate(self.recipe.section("task")["_target_"], "task").outputs
+        return tuple(each for each in self.composer.strategies() if each.outputs in (None, outputs))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -269,7 +285,7 @@ class Session:
         config_yaml = OmegaConf.to_yaml(OmegaConf.create(dict(self.recipe.config)))
         write_text(self.folder / "config.yaml", config_yaml)
         overrides = [*self.composer.walk, *self.composer.base]
-        self.tracker.start(str(self.recipe.config["name"]), config_yaml, overrides, self.folder)
+        self.tracker.start(self.name, config_yaml, overrides, self.folder)
 
     def rebuild_command(self, recipe: Recipe) -> str:
         where = [text for text in self.composer.walk if text.startswith("store.folder=")]
@@ -282,7 +298,7 @@ class Session:
             HastenError: it can't be built or measured; there is nothing to compare with then.
         """
         start = time.monotonic()
-        built, evaluation, cost = self.bench.evaluate(self.untouched, references={}, baseline=None)
+        built, evaluation, costs = self.bench.evaluate(self.untouched, references={}, baseline=None)
         trial = Trial(
             number=0,
             parent=None,
@@ -294,7 +310,7 @@ class Session:
             reason="the model as it is, in eager PyTorch",
             evaluation=evaluation,
             profile=self.bench.profile(built, evaluation),
-            seconds=cost,
+            seconds=self._charge(costs),
             spent=time.monotonic() - start,
             stages=built.keys,
             rebuild=self.rebuild_command(self.untouched),
@@ -335,10 +351,10 @@ class Session:
         )
         built = None
         try:
-            built, evaluation, cost = self.bench.evaluate(
+            built, evaluation, costs = self.bench.evaluate(
                 recipe, references=references, baseline=self.candidates[0].built
             )
-            trial = self._judged(trial, recipe, evaluation, best, cost)
+            trial = self._judged(trial, recipe, evaluation, best, self._charge(costs))
             profile = self.bench.profile(built, evaluation) if trial.verdict == "accepted" else None
             trial = replace(trial, stages=built.keys, profile=profile)
         except HastenError as error:
@@ -359,10 +375,16 @@ class Session:
             verdict=judgement.verdict,
             reason=judgement.reason,
             holds=judgement.holds,
-            measured_gain=evaluation.speedup["previous"].value,
+            measured_gain=gain(evaluation, best.evaluation, self.objective.quantity).value,
             evaluation=evaluation,
             seconds=cost,
         )
+
+    def _charge(self, costs: Mapping[str, float]) -> float:
+        """Recorded seconds of what no earlier trial of this run has been charged with, whoever spent them and when."""
+        seconds = round(sum(spent for key, spent in costs.items() if key not in self._charged), 3)
+        self._charged.update(costs)
+        return seconds
 
     def keep(self, candidate: Candidate) -> Candidate:
         """Adds a finished trial to the history, the screen and the record."""

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from hasten.artefacts.capture import GraphCost, capture, count, read_cost, read_graph, to_onnx, write_graph
 from hasten.artefacts.operators import kind
 from hasten.core.errors import PassError
-from hasten.core.interfaces import Signature
+from hasten.core.interfaces import Columns, Graph, Input, Signature
+
+
+def signature_of(*shape: int, outputs: int = 2) -> Signature:
+    return Signature(inputs=(Input(shape=shape),), output_shape=(outputs,))
+
 
 SHAPE = (3, 6, 6)
+SIGNATURE = signature_of(*SHAPE)
 
 
 class Residual(nn.Module):
@@ -46,23 +53,23 @@ def module() -> nn.Module:
     return module
 
 
-def _run(file: Path, rows: np.ndarray) -> np.ndarray:
-    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, {"input": rows})[0]
+def _run(file: Path, **rows: np.ndarray) -> np.ndarray:
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, rows)[0]
 
 
 def test_the_graph_computes_the_module_at_any_batch_size(module: nn.Module, tmp_path: Path) -> None:
-    to_onnx(capture(module, SHAPE), tmp_path / "model.onnx")
+    to_onnx(capture(module, SIGNATURE), SIGNATURE, tmp_path / "model.onnx")
     for batch in (1, 2, 7):
         rows = torch.randn(batch, *SHAPE)
         with torch.no_grad():
             expected = module.eval()(rows).numpy()
-        np.testing.assert_allclose(_run(tmp_path / "model.onnx", rows.numpy()), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(_run(tmp_path / "model.onnx", input=rows.numpy()), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_leaves_the_module_alone(module: nn.Module) -> None:
     module.train()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    capture(module, SHAPE)
+    capture(module, SIGNATURE)
     assert module.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
@@ -71,9 +78,11 @@ _EXPORT = """
 import sys, torch
 from pathlib import Path
 from hasten.artefacts.capture import capture, to_onnx
+from hasten.core.interfaces import Input, Signature
 module = torch.load("module.pt", weights_only=False)
+signature = Signature(inputs=(Input(shape=(1, 4, 4)),), output_shape=(3,))
 for copy in range(2):
-    to_onnx(capture(module, (1, 4, 4)), Path(f"{copy}.onnx"))
+    to_onnx(capture(module, signature), signature, Path(f"{copy}.onnx"))
 """
 
 
@@ -81,7 +90,8 @@ for copy in range(2):
 def test_the_same_module_gives_the_same_bytes_in_every_process_without_a_word(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
     torch.save(module, tmp_path / "module.pt")
-    to_onnx(capture(module, (1, 4, 4)), tmp_path / "mine.onnx")
+    signature = signature_of(1, 4, 4, outputs=3)
+    to_onnx(capture(module, signature), signature, tmp_path / "mine.onnx")
     command = [sys.executable, "-c", _EXPORT]
     done = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "7"}, capture_output=True, check=True)
     assert (done.stdout, done.stderr) == (b"", b"")
@@ -89,7 +99,7 @@ def test_the_same_module_gives_the_same_bytes_in_every_process_without_a_word(tm
 
 
 def test_the_file_names_no_path_and_holds_no_metadata(module: nn.Module, tmp_path: Path) -> None:
-    to_onnx(capture(module, SHAPE), tmp_path / "model.onnx")
+    to_onnx(capture(module, SIGNATURE), SIGNATURE, tmp_path / "model.onnx")
     content = (tmp_path / "model.onnx").read_bytes()
     assert b".py" not in content
     assert os.getcwd().encode() not in content
@@ -105,15 +115,13 @@ def test_a_model_that_cannot_be_captured_is_refused_with_its_reason() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(
-        PassError, match=r"can't be captured by torch\.export with an input of shape \('batch', 3\): \S"
-    ):
-        capture(Moody(), (3,))
+    with pytest.raises(PassError, match=r"can't be captured by torch\.export with input \('batch', 3\): \S"):
+        capture(Moody(), signature_of(3))
 
 
 def test_counts_the_work_of_one_row_as_by_hand(module: nn.Module) -> None:
     pixels, floats = 36, 4
-    cost = count(capture(module, SHAPE))
+    cost = count(capture(module, SIGNATURE))
     assert cost.flops == {
         "convolution": 2 * pixels * 4 * 9 * (3 + 4),
         "normalization": 2 * pixels * 4,
@@ -157,7 +165,7 @@ class Attention(nn.Module):
 )
 def test_multiply_adds_agree_with_pytorchs_own_counter(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     module = build()
-    cost = count(capture(module, shape))
+    cost = count(capture(module, signature_of(*shape)))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(torch.zeros(1, *shape))
     assert cost.flops.get("convolution", 0) + cost.flops.get("linear", 0) == counter.get_total_flops()
@@ -166,22 +174,84 @@ def test_multiply_adds_agree_with_pytorchs_own_counter(build: Callable[[], nn.Mo
 def test_tied_weights_count_once() -> None:
     module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     module[1].weight = module[0].weight
-    cost = count(capture(module, (4,)))
+    cost = count(capture(module, signature_of(4)))
     assert (cost.num_parameters, cost.weight_bytes) == (16, 64)
 
 
 def test_writes_a_graph_that_reads_back(module: nn.Module, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((5, *SHAPE), dtype=np.float32)
-    signature = Signature(input_shape=SHAPE, output_shape=(2,))
-    graph = write_graph(module, tmp_path / "module", signature, rows, tmp_path)
+    graph = write_graph(module, tmp_path / "module", SIGNATURE, {"input": rows}, tmp_path)
     assert graph == read_graph(tmp_path, tmp_path / "module")
-    assert (graph.signature, graph.quantized, graph.module) == (signature, False, tmp_path / "module")
+    assert (graph.signature, graph.quantized, graph.module) == (SIGNATURE, False, tmp_path / "module")
     reference = load_file(graph.reference)
-    np.testing.assert_array_equal(reference["inputs"], rows)
+    np.testing.assert_array_equal(reference["inputs.input"], rows)
     with torch.no_grad():
         np.testing.assert_allclose(reference["outputs"], module.eval()(torch.tensor(rows)), rtol=1e-6, atol=1e-7)
-    assert read_cost(tmp_path) == count(capture(module, SHAPE))
+    assert read_cost(tmp_path) == count(capture(module, SIGNATURE))
     assert isinstance(read_cost(tmp_path), GraphCost)
+
+
+def given_by(module: nn.Module, rows: Columns) -> np.ndarray:
+    with torch.no_grad():
+        return module(**{name: torch.from_numpy(values) for name, values in rows.items()}).numpy()
+
+
+def cut(rows: Columns, number: int, length: int) -> Columns:
+    """The first rows, and the first tokens of each."""
+    return {name: values[:number, :length] if name != "size" else values[:number] for name, values in rows.items()}
+
+
+Read = tuple[nn.Module, Graph, Columns]
+
+
+@pytest.mark.parametrize(("number", "length"), [(1, 6), (3, 1), (5, 4)])
+def test_several_inputs_keep_their_names_and_their_lengths_stay_open(reader: Read, number: int, length: int) -> None:
+    module, graph, rows = reader
+    shorter = cut(rows, number, length)
+    np.testing.assert_allclose(_run(graph.onnx, **shorter), given_by(module, shorter), rtol=1e-5, atol=1e-6)
+
+
+def test_inputs_stand_in_the_order_of_the_signature(reader: Read) -> None:
+    _, graph, _ = reader
+    given = onnx.load(graph.onnx).graph.input
+    assert [value.name for value in given] == ["ids", "mask", "size"]
+    shapes = [[axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in given]
+    assert shapes[0][0] == shapes[1][0] == shapes[2][0] == "batch"
+    assert isinstance(shapes[0][1], str)
+    assert shapes[0] == shapes[1], "both lengths are one"
+    assert shapes[2][1:] == [2]
+
+
+def test_the_reference_holds_every_input_by_its_name(reader: Read) -> None:
+    module, graph, rows = reader
+    assert read_graph(graph.onnx.parent, graph.module) == graph
+    reference = load_file(graph.reference)
+    assert reference.keys() == {"inputs.ids", "inputs.mask", "inputs.size", "outputs"}
+    for name, values in rows.items():
+        np.testing.assert_array_equal(reference[f"inputs.{name}"], values)
+    np.testing.assert_allclose(reference["outputs"], given_by(module, rows), rtol=1e-6, atol=1e-7)
+
+
+def test_a_row_of_open_length_costs_what_the_longest_costs(reader: Read) -> None:
+    module, graph, _ = reader
+    longest = tuple(replace(each, dynamic=()) for each in graph.signature.inputs)
+    cost = read_cost(graph.onnx.parent)
+    assert cost == count(capture(module, replace(graph.signature, inputs=longest)))
+    assert cost.flops["linear"] == 2 * 6 * 3
+
+
+def test_an_input_that_the_model_does_not_know_is_told(reader: Read) -> None:
+    module, graph, _ = reader
+    strange = replace(graph.signature, inputs=(*graph.signature.inputs[:2], Input(name="width", shape=(2,))))
+    with pytest.raises(PassError, match=r"with ids \('batch', 6\), mask \('batch', 6\), width \('batch', 2\): \S"):
+        capture(module, strange)
+
+
+def test_a_model_that_wants_one_length_is_refused_an_open_one() -> None:
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    inputs = (Input(name="pressure", shape=(2, 6), dynamic=(1,)),)
+    with pytest.raises(PassError, match=r"with pressure \('batch', 2, 6\): "):
+        capture(fixed, Signature(inputs=inputs, output_shape=(3,)))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.drill
 NUM_KILLS = 10
 MID_TRAINING = range(2, 6)
 """Kills that wait until the training has a checkpoint of its own; the others strike at any moment."""
-DETERMINED = ("data", "teacher", "student", "prune", "export", "quantize", "compile", "quality")
+DETERMINED = ("data", "teacher", "answers", "student", "prune", "export", "quantize", "compile", "outputs")
 """Stages whose bytes follow from their key. What is measured is measured anew in another store."""
 
 STRATEGIES = {
@@ -160,4 +160,4 @@ def test_ten_kills_change_nothing_and_repeat_nothing(conf: Path, tmp_path: Path)
     kinds = [name.partition("/")[0] for name in both]
     print(*told, sep="\n")
     print(f"{len(both)} of {len(finished)} stages determined by their keys, all with equal bytes: {sorted(kinds)}")
-    assert {"teacher", "prune", "export", "compile", "quality"} <= set(kinds)
+    assert {"teacher", "answers", "prune", "export", "compile", "outputs"} <= set(kinds)

@@ -15,9 +15,11 @@ import torch
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from hasten.artefacts.module import rebuild, save
+from hasten.artefacts.capture import write_graph
+from hasten.artefacts.module import forward, rebuild, save
 from hasten.core.errors import EngineError
-from hasten.core.interfaces import Engine, Graph, Runner, Target
+from hasten.core.files import read_json, write_json
+from hasten.core.interfaces import Columns, Engine, Graph, Input, Runner, Signature, Target
 from hasten.engines.eager import Eager
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.engines.openvino import OpenVino
@@ -27,6 +29,9 @@ TARGET = Target(device="cpu", threads=1, batch_size=1, engines=("eager", "onnxru
 ENGINES = {
     "eager": Eager(),
     "onnxruntime": OnnxRuntime(),
+    "eager compressed": Eager(compressed=True),
+    "onnxruntime compressed": OnnxRuntime(compressed=True),
+    "openvino compressed": OpenVino(static_batch=1, compressed=True),
     "onnxruntime unoptimised": OnnxRuntime(graph_optimization="disabled"),
     "openvino": OpenVino(),
     "openvino for one row": OpenVino(static_batch=1),
@@ -45,8 +50,20 @@ def _eager(graph: Graph, rows: np.ndarray) -> np.ndarray:
         return rebuild(graph.module)(torch.tensor(rows)).numpy()
 
 
+def _read(graph: Graph, rows: Columns) -> np.ndarray:
+    with torch.no_grad():
+        return forward(rebuild(graph.module), {name: torch.tensor(values) for name, values in rows.items()}).numpy()
+
+
+def _texts(number: int, length: int = 10, seed: int = 1) -> Columns:
+    """Random token ids below 30, and masks that leave at least one token."""
+    draw = np.random.default_rng(seed)
+    mask = np.arange(length) < draw.integers(1, length + 1, (number, 1))
+    return {"ids": draw.integers(0, 30, (number, length)), "mask": mask.astype(np.int64)}
+
+
 def _rows(graph: Graph, number: int, seed: int = 1) -> np.ndarray:
-    shape = (number, *graph.signature.input_shape)
+    shape = (number, *graph.signature.inputs[0].shape)
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
@@ -109,8 +126,60 @@ def test_what_it_returned_stays_when_it_is_called_again(engine: Engine, graph: G
     np.testing.assert_array_equal(first, kept)
 
 
+@EVERY_ENGINE
+def test_takes_several_inputs_of_any_length(engine: Engine, reader: Graph, tmp_path: Path) -> None:
+    run = _compiled(engine, reader, tmp_path)
+    for number, length in ((1, 10), (3, 10), (3, 4), (2, 7), (1, 1), (1, 10)):
+        rows = _texts(number, length)
+        outputs = run(*rows.values())
+        assert outputs.shape == (number, 2, 3)
+        np.testing.assert_allclose(outputs, _read(reader, rows), rtol=1e-4, atol=1e-5)
+
+
+@EVERY_ENGINE
+def test_takes_integers_of_any_width(engine: Engine, reader: Graph, tmp_path: Path) -> None:
+    run = _compiled(engine, reader, tmp_path)
+    rows = _texts(3)
+    narrow = [rows["ids"].astype(np.int32), rows["mask"].astype(bool)]
+    np.testing.assert_array_equal(run(*narrow), run(*rows.values()))
+
+
+@EVERY_ENGINE
+def test_wants_every_input(engine: Engine, reader: Graph, tmp_path: Path) -> None:
+    run = _compiled(engine, reader, tmp_path)
+    with pytest.raises(ValueError, match="shorter"):
+        run(_texts(1)["ids"])
+
+
+@EVERY_ENGINE
+def test_tells_the_time_of_several_inputs_too(engine: Engine, reader: Graph, tmp_path: Path) -> None:
+    engine.compile(reader, tmp_path)
+    kinds = {each.kind for each in engine.operators(tmp_path, list(_texts(1).values()), repeats=2)}
+    assert "linear" in kinds
+
+
+def test_refuses_a_graph_that_is_right_at_the_full_length_alone(reader: Graph, tmp_path: Path) -> None:
+    model = onnx.load(reader.onnx)
+    (last,) = (node for node in model.graph.node if "output" in node.output)
+    last.output[0] = "right"
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(10), "greatest"))
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Shape", ["ids"], ["length"], start=1, end=2),
+            onnx.helper.make_node("Cast", ["length"], ["float_length"], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("Div", ["float_length", "greatest"], ["share"]),
+            onnx.helper.make_node("Mul", ["right", "share"], ["output"]),
+        ]
+    )
+    onnx.save(model, tmp_path / "off.onnx")
+    with pytest.raises(EngineError, match=r"differs from eager PyTorch by .* on 16 rows of half the length"):
+        OnnxRuntime().compile(replace(reader, onnx=tmp_path / "off.onnx"), tmp_path)
+
+
 def test_eager_pytorch_returns_no_view_of_its_input(tmp_path: Path) -> None:
     save(tmp_path, {"_target_": "torch.nn.Flatten"}, torch.nn.Flatten())
+    signature = Signature(inputs=(Input(shape=(3,)),), output_shape=(3,))
+    write_json(tmp_path / "signature.json", signature.to_dict())
     rows = np.ones((2, 3), dtype=np.float32)
     outputs = Eager().load(tmp_path)(rows)
     rows[:] = 0
@@ -127,6 +196,37 @@ def test_leaves_the_graph_alone_and_writes_the_same_bytes_again(engine: Engine, 
     assert _hashes(graph.onnx.parent) == before
     first, second = ({Path(name).name: digest for name, digest in _hashes(folder).items()} for folder in folders)
     assert first == second != {}
+
+
+def _with_zeros(graph: Graph, folder: Path, share: float) -> Graph:
+    """The graph with the smallest of its weights at zero, and what eager PyTorch makes of it."""
+    module = rebuild(graph.module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter[parameter.abs() < parameter.abs().quantile(share)] = 0
+    (folder / "module").mkdir(parents=True)
+    save(folder / "module", read_json(graph.module / "module.json")["arch"], module)
+    reference = load_file(graph.reference)
+    return write_graph(module, folder / "module", graph.signature, {"input": reference["inputs.input"]}, folder)
+
+
+@pytest.mark.parametrize("engine", [Eager(compressed=True), OnnxRuntime(compressed=True), OpenVino(compressed=True)])
+def test_zeros_save_bytes_where_it_is_stored_compressed(engine: Engine, graph: Graph, tmp_path: Path) -> None:
+    sparse = _with_zeros(graph, tmp_path / "pruned", 0.9)
+    sizes = []
+    for name, each, source in (
+        ("plain", replace(engine, compressed=False), sparse),
+        ("dense", engine, graph),
+        ("sparse", engine, sparse),
+    ):
+        (tmp_path / name).mkdir()
+        run = _compiled(each, source, tmp_path / name)
+        sizes.append(sum(file.stat().st_size for file in (tmp_path / name).iterdir()))
+        rows = _rows(graph, 3)
+        np.testing.assert_allclose(run(rows), _eager(source, rows), rtol=1e-4, atol=1e-5)
+    plain, dense, sparse_size = sizes
+    assert sparse_size < 0.5 * dense < 0.5 * plain
 
 
 @EVERY_ENGINE
@@ -210,7 +310,7 @@ def test_says_where_the_time_of_a_request_goes(
     engine: Engine, graph: Graph, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     engine.compile(graph, tmp_path)
-    operators = engine.operators(tmp_path, _rows(graph, 1), repeats=5)
+    operators = engine.operators(tmp_path, [_rows(graph, 1)], repeats=5)
     calls = Counter[str]()
     for operator in operators:
         calls[operator.kind] += round(operator.calls)
@@ -219,13 +319,18 @@ def test_says_where_the_time_of_a_request_goes(
     assert calls["linear"] == 1
     assert sum(operator.milliseconds for operator in operators) > 0
     assert capfd.readouterr() == ("", "")
-    assert {file.name for file in tmp_path.iterdir()} <= {"model.onnx", "module.json", "weights.safetensors"}
+    assert {file.name for file in tmp_path.iterdir()} <= {
+        "model.onnx",
+        "module.json",
+        "signature.json",
+        "weights.safetensors",
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [OnnxRuntime(), OpenVino(static_batch=1)])
 def test_a_quantized_graph_runs_in_integers(engine: Engine, graph: Graph, tmp_path: Path) -> None:
-    StaticQuantization()(graph, _rows(graph, 64), engine.family, tmp_path)
+    StaticQuantization()(graph, {"input": _rows(graph, 64)}, engine.family, tmp_path)
     quantized = replace(graph, onnx=tmp_path / "model.onnx", quantized=True)
     compiled = tmp_path / "compiled"
     compiled.mkdir()
@@ -233,12 +338,12 @@ def test_a_quantized_graph_runs_in_integers(engine: Engine, graph: Graph, tmp_pa
     assert engine.integer_share(compiled) >= 0.9
     rows = _rows(graph, 7)
     np.testing.assert_allclose(run(rows), _eager(graph, rows), atol=0.05 * np.ptp(_eager(graph, rows)))
-    assert "linear" in {operator.kind for operator in engine.operators(compiled, rows, repeats=2)}
+    assert "linear" in {operator.kind for operator in engine.operators(compiled, [rows], repeats=2)}
 
 
 @pytest.mark.slow
 def test_a_quantized_graph_without_graph_optimisation_runs_in_floats(graph: Graph, tmp_path: Path) -> None:
-    StaticQuantization()(graph, _rows(graph, 64), "onnxruntime", tmp_path)
+    StaticQuantization()(graph, {"input": _rows(graph, 64)}, "onnxruntime", tmp_path)
     engine = OnnxRuntime(graph_optimization="disabled")
     compiled = tmp_path / "compiled"
     compiled.mkdir()

@@ -36,7 +36,7 @@ class Doubling(Engine):
         return None
 
     def compile(self, graph, folder):
-        (folder / "compiled.txt").write_text(f"{graph.onnx.name} {graph.signature.input_shape} {graph.quantized}")
+        (folder / "compiled.txt").write_text(f"{graph.onnx.name} {graph.signature.names} {graph.quantized}")
 
     def load(self, folder):
         return self.run
@@ -51,8 +51,15 @@ class Doubling(Engine):
         return 0.25
 
     def operators(self, folder, inputs, repeats):
-        milliseconds, calls = np.float64(repeats), float(len(inputs))
+        milliseconds, calls = np.float64(repeats), float(sum(map(len, inputs)))
         return [OperatorTime(name="double", kind="elementwise", milliseconds=milliseconds, calls=calls)]
+
+
+class Subtracting(Doubling):
+    """Takes two inputs, in the order of the signature."""
+
+    def run(self, first, second):
+        return first.astype(np.float32) - second
 
 
 class Segfaulting(Doubling):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import exp, log, sqrt
 
 import numpy as np
@@ -8,22 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 
-from hasten.core.errors import MeasurementError
-from hasten.core.trial import Interval
+from hasten.core.errors import EngineError, MeasurementError
+from hasten.core.trial import Drop, Interval
+from hasten.evidence import bounds
 from hasten.evidence.bounds import (
     better_than_chance,
     bootstrap_ratio,
+    class_drops,
     corrected,
     paired_drop,
     percentile_interval,
     rate_interval,
+    relative_drop,
     rows_to_certify,
     score_bound,
     smallest_certifiable,
+    statistic_drop,
     widened,
 )
+from hasten.evidence.metrics import macro_f1, spearman
 
 counts = st.tuples(st.integers(1, 40), st.integers(0, 40), st.integers(1, 400)).map(
     lambda drawn: (drawn[0], drawn[1], sum(drawn))
@@ -183,6 +189,248 @@ def test_drop_is_the_same_every_time() -> None:
 def test_refuses_scores_that_are_no_pairs(baseline: list[float], candidate: list[float]) -> None:
     with pytest.raises(MeasurementError, match="paired comparison"):
         paired_drop(baseline, candidate, 0.95)
+
+
+def test_each_class_is_compared_on_its_own_rows() -> None:
+    baseline = np.array([1.0, 1, 1, 1, 0, 1, 1])
+    candidate = np.array([1.0, 0, 1, 1, 1, 0, 0])
+    labels = np.array([3, 3, 0, 0, 0, 1, 1])
+    drops = class_drops(baseline, candidate, labels, 0.9)
+    assert list(drops) == [0, 1, 3]
+    assert [drop.value for drop in drops.values()] == pytest.approx([-1 / 3, 1, 0.5])
+    assert drops[3] == paired_drop([1, 1], [1, 0], 0.9)
+
+
+def test_no_class_drops_without_rows_of_it() -> None:
+    with pytest.raises(MeasurementError, match="paired comparison"):
+        class_drops([1.0, 0.0], [1.0, 0.0], [0], 0.95)
+
+
+def test_claiming_that_no_class_lost_more_than_the_margin_errs_as_rarely_as_one_class_would() -> None:
+    rng = np.random.default_rng(10)
+    labels = np.repeat(np.arange(3), 60)
+    # One class loses exactly the margin, the others nothing: the hardest case in which the claim is wrong.
+    claimed = []
+    for _ in range(300):
+        candidate = (rng.random(180) >= 0.1 * (labels == 0)).astype(float)
+        claimed.append(max(drop.bound for drop in class_drops(np.ones(180), candidate, labels, 0.9).values()) < 0.1)
+    assert np.mean(claimed) <= 0.1 + 0.05
+
+
+def test_a_relative_drop_is_a_share_of_the_baselines_mean() -> None:
+    rng = np.random.default_rng(11)
+    errors = rng.exponential(size=200)
+    worse = relative_drop(errors, errors * rng.uniform(1.0, 1.2, size=200), 0.95, higher_is_better=False)
+    assert worse.value == pytest.approx(0.1, abs=0.02)
+    assert worse.value < worse.bound < worse.value + 0.03
+    assert (worse.rows, worse.confidence) == (200, 0.95)
+    better = relative_drop(errors, 0.5 * errors, 0.95, higher_is_better=False)
+    assert better.value == pytest.approx(-0.5)
+    assert relative_drop(errors, 0.5 * errors, 0.95, higher_is_better=True).value == pytest.approx(0.5)
+
+
+def test_a_share_that_every_row_lost_is_certain() -> None:
+    errors = np.random.default_rng(12).exponential(size=100)
+    assert relative_drop(errors, 1.1 * errors, 0.95, higher_is_better=False).bound == pytest.approx(0.1, abs=1e-6)
+
+
+def test_the_relative_bound_of_many_rows_is_fiellers() -> None:
+    rng = np.random.default_rng(13)
+    baseline = rng.normal(5, 1, size=1000)
+    candidate = baseline - rng.normal(0.5, 0.5, size=1000)
+    t = stats.t.ppf(0.95, 999)
+
+    def lower_end(share: float) -> float:
+        contrast = baseline - candidate - share * baseline
+        return contrast.mean() + t * stats.sem(contrast)
+
+    fieller = brentq(lower_end, 0.0, 1.0)
+    drop = relative_drop(baseline, candidate, 0.95, higher_is_better=True)
+    assert drop.bound - drop.value == pytest.approx(fieller - drop.value, rel=0.05)
+
+
+def test_a_relative_drop_does_not_know_the_unit() -> None:
+    rng = np.random.default_rng(14)
+    baseline, candidate = rng.exponential(size=(2, 80))
+    here = relative_drop(baseline, candidate, 0.95, higher_is_better=False)
+    there = relative_drop(1e6 * baseline, 1e6 * candidate, 0.95, higher_is_better=False)
+    assert (there.value, there.bound) == pytest.approx((here.value, here.bound))
+
+
+@pytest.mark.parametrize("changed", [0, 1, 3])
+def test_few_changed_rows_are_no_certainty_for_a_relative_drop_either(changed: int) -> None:
+    baseline, candidate = rows(changed, 0, 200)
+    drop = relative_drop(baseline, candidate, 0.95, higher_is_better=True)
+    assert drop.value == pytest.approx(changed / 200)
+    assert drop.bound >= score_bound(changed, 0, 200, 0.95) * 0.99
+
+
+@pytest.mark.parametrize("baseline", [[0.0, 0.0, 0.0], [-1.0, -2.0, -1.0], [1.0, -1.1, 0.3]])
+def test_refuses_a_share_of_what_may_be_nothing(baseline: list[float]) -> None:
+    with pytest.raises(MeasurementError, match="a relative drop needs a baseline that is surely above 0"):
+        relative_drop(baseline, [0.1, 0.2, 0.3], 0.95, higher_is_better=False)
+
+
+def covered(confidence: float, draw: Callable[[], tuple[Drop, float]], times: int) -> None:
+    """Checks that the bound is below the truth no more often than it says, but for 2 deviations of so few draws."""
+    drops = [draw() for _ in range(times)]
+    share = np.mean([drop.bound >= truth - 1e-12 for drop, truth in drops])
+    assert share >= confidence - 0.03
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "NUM_ROW_RESAMPLES", 1000)
+
+
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize("noise", [0.05, 0.5])
+def test_a_relative_drop_of_squared_errors_is_covered(noise: float) -> None:
+    rng = np.random.default_rng(15)
+
+    def draw() -> tuple[Drop, float]:
+        errors = rng.normal(size=100)
+        worse = errors + noise * rng.normal(size=100)
+        return relative_drop(errors**2, worse**2, 0.95, higher_is_better=False), noise**2
+
+    covered(0.95, draw, 300)
+
+
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize(("lost", "gained"), [(0.02, 0.0), (0.06, 0.2)])
+def test_a_relative_drop_of_an_accuracy_is_covered(lost: float, gained: float) -> None:
+    rng = np.random.default_rng(16)
+
+    def draw() -> tuple[Drop, float]:
+        baseline, chance = rng.random(150) < 0.9, rng.random(150)
+        candidate = np.where(baseline, chance >= lost, chance < gained)
+        truth = (0.9 * lost - 0.1 * gained) / 0.9
+        return relative_drop(baseline, candidate, 0.95, higher_is_better=True), truth
+
+    covered(0.95, draw, 300)
+
+
+def mean_error(outputs: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
+    return float(np.mean(np.abs(outputs - targets)))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_statistic_that_is_a_mean_drops_as_its_rows_do(relative: bool) -> None:
+    rng = np.random.default_rng(17)
+    targets, baseline, candidate = rng.normal(size=(3, 60))
+    targets[0] = baseline[0]  # one error of 0, as a mean of errors may have
+    drop = statistic_drop(mean_error, baseline, candidate, targets, 0.95, higher_is_better=False, relative=relative)
+    before, after = np.abs(baseline - targets), np.abs(candidate - targets)
+    if relative:
+        expected = relative_drop(before, after, 0.95, higher_is_better=False)
+    else:
+        expected = paired_drop(-before, -after, 0.95)
+    assert (drop.value, drop.bound) == pytest.approx((expected.value, expected.bound))
+    assert (drop.rows, drop.confidence) == (60, 0.95)
+
+
+def test_higher_and_lower_statistics_are_two_sides_of_one_drop() -> None:
+    rng = np.random.default_rng(18)
+    targets, baseline, candidate = rng.normal(size=(3, 40))
+    lower = statistic_drop(mean_error, baseline, candidate, targets, 0.95, higher_is_better=False, relative=False)
+    higher = statistic_drop(
+        lambda outputs, wanted: -mean_error(outputs, wanted),
+        baseline,
+        candidate,
+        targets,
+        0.95,
+        higher_is_better=True,
+        relative=False,
+    )
+    assert (lower.value, lower.bound) == pytest.approx((higher.value, higher.bound))
+
+
+def test_groups_of_rows_bound_a_statistic_nearly_as_single_rows_do() -> None:
+    rng = np.random.default_rng(19)
+    targets = rng.normal(size=603)
+    baseline = targets + 0.5 * rng.normal(size=603)
+    candidate = baseline + 0.3 * rng.normal(size=603)
+    single, grouped = (
+        statistic_drop(
+            spearman, baseline, candidate, targets, 0.95, higher_is_better=True, relative=False, groups=groups
+        )
+        for groups in (2000, 200)
+    )
+    assert single.value == grouped.value
+    assert grouped.bound - grouped.value == pytest.approx(single.bound - single.value, rel=0.2)
+
+
+@pytest.mark.parametrize("wrong", [0, 10])
+def test_a_statistic_of_equal_outputs_drops_by_nothing_and_claims_no_certainty(wrong: int) -> None:
+    labels = np.arange(100) % 2
+    outputs = np.eye(2)[np.where(np.arange(100) < wrong, 1 - labels, labels)]
+    drop = statistic_drop(macro_f1, outputs, outputs.copy(), labels, 0.95, higher_is_better=True, relative=False)
+    assert drop.value == 0
+    assert 0.8 * smallest_certifiable(100, 0.95) < drop.bound < 2 * smallest_certifiable(100, 0.95)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize(("wrong", "gained"), [(0.04, 0.0), (0.15, 0.05)])
+def test_the_drop_of_an_f1_is_covered(wrong: float, gained: float) -> None:
+    rng = np.random.default_rng(20)
+
+    def outputs(num_rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        labels = (rng.random(num_rows) < 0.3).astype(np.int64)
+        baseline = np.where(rng.random(num_rows) < 0.9, labels, 1 - labels)
+        candidate = np.where(rng.random(num_rows) < wrong, 0, baseline)
+        candidate = np.where(rng.random(num_rows) < gained, labels, candidate)
+        return np.eye(2)[baseline], np.eye(2)[candidate], labels
+
+    baseline, candidate, labels = outputs(300_000)
+    truth = macro_f1(baseline, labels) - macro_f1(candidate, labels)
+
+    def draw() -> tuple[Drop, float]:
+        return statistic_drop(macro_f1, *outputs(100), 0.95, higher_is_better=True, relative=False), truth
+
+    covered(0.95, draw, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize(("noise", "share"), [(0.3, 1.0), (2.0, 0.03)])
+def test_the_drop_of_a_rank_correlation_is_covered(noise: float, share: float) -> None:
+    rng = np.random.default_rng(21)
+
+    def outputs(num_rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        targets, first, second = rng.normal(size=(3, num_rows))
+        baseline = targets + 0.5 * first
+        return baseline, baseline + noise * second * (rng.random(num_rows) < share), targets
+
+    baseline, candidate, targets = outputs(300_000)
+    truth = spearman(baseline, targets) - spearman(candidate, targets)
+
+    def draw() -> tuple[Drop, float]:
+        return statistic_drop(spearman, *outputs(80), 0.95, higher_is_better=True, relative=False), truth
+
+    covered(0.95, draw, 250)
+
+
+def test_a_statistic_that_hangs_on_one_row_is_no_evidence() -> None:
+    targets = np.array([0.0, 0.0, 0.0, 1.0])
+    outputs = np.arange(4.0)
+    with pytest.raises(MeasurementError, match=r"can't be computed without 1 of 4 rows: spearman needs targets that"):
+        statistic_drop(spearman, outputs, outputs, targets, 0.95, higher_is_better=True, relative=False)
+
+
+def test_a_statistic_without_a_value_is_refused() -> None:
+    ones = np.ones(4)
+    with pytest.raises(MeasurementError, match="the metric is nan"):
+        statistic_drop(lambda _, __: np.nan, ones, ones, ones, 0.95, higher_is_better=True, relative=False)
+    with pytest.raises(EngineError, match="spearman needs targets"):
+        statistic_drop(spearman, ones, ones, ones, 0.95, higher_is_better=True, relative=False)
+
+
+def test_refuses_a_statistic_of_rows_that_are_no_pairs() -> None:
+    with pytest.raises(MeasurementError, match="got 3 and 4 for 4 targets"):
+        statistic_drop(spearman, np.ones(3), np.ones(4), np.ones(4), 0.95, higher_is_better=True, relative=False)
+    with pytest.raises(MeasurementError, match="at least 2 of them, got 1 and 1 for 1 targets"):
+        statistic_drop(spearman, np.ones(1), np.ones(1), np.ones(1), 0.95, higher_is_better=True, relative=False)
 
 
 def test_confidence_is_divided_among_the_looks() -> None:

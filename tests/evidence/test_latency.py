@@ -30,10 +30,11 @@ from hasten.evidence.latency import (
     throughput,
 )
 from hasten.evidence.process import serving_environment
+from hasten.evidence.worker import write_inputs
 
 Serve = Callable[..., Path]
 
-ROWS = np.ones((1, 2), dtype=np.float32)
+ROWS = [np.ones((1, 2), dtype=np.float32)]
 QUICK = LatencyProtocol(block_ms=1, max_calls=10, warm_up_seconds=0.0, min_rounds=5, max_rounds=8)
 
 
@@ -61,6 +62,15 @@ def test_figures_follow_from_the_blocks() -> None:
     assert throughput(measurement, 0.95).value == pytest.approx(4 * 10 / 1200e-6)
     assert {name: ratio.value for name, ratio in speedups(measurement, 0.95).items()} == {"eager": 4, "engine": 1}
     assert latency_ms(measurement, 0.95, "eager")["p50"].value == pytest.approx(0.4)
+
+
+def test_the_mean_weighs_the_slow_requests_that_a_percentile_leaves_out() -> None:
+    measurement = measured([[100.0] * 9 + [300.0]] * 20, eager=[[200.0] * 10] * 20)
+    by_mean = speedups(measurement, 0.95, "mean")["eager"].value
+    assert by_mean == pytest.approx(200 / 120)
+    assert by_mean == pytest.approx(throughput(measurement, 0.95).value / throughput(measurement, 0.95, "eager").value)
+    assert speedups(measurement, 0.95, "p50")["eager"].value == pytest.approx(2)
+    assert speedups(measurement, 0.95, "p99")["eager"].value < 1
 
 
 def test_intervals_say_what_may_change_at_the_next_launch() -> None:
@@ -117,9 +127,16 @@ def test_a_stored_measurement_gives_the_same_figures(serve: Serve) -> None:
 
 @pytest.mark.parametrize(("batch_size", "num_rows"), [(5, 2), (2, 5)])
 def test_a_request_has_the_targets_batch_size(serve: Serve, batch_size: int, num_rows: int) -> None:
-    rows = np.arange(num_rows, dtype=np.float32)[:, None]
+    rows = [np.arange(num_rows, dtype=np.float32)[:, None]]
     with pytest.raises(EngineError, match=rf"shape \({batch_size}, 1\)"):
         measure(serve("Shy"), {}, target(batch_size=batch_size), rows, QUICK, seed=0)
+
+
+def test_every_input_of_a_request_has_the_targets_batch_size(serve: Serve) -> None:
+    both = [np.arange(4).reshape(2, 2), np.ones((2, 2), np.float32)]
+    measurement = measure(serve("Subtracting"), {}, target(batch_size=3), both, QUICK, seed=0)
+    assert measurement.batch_size == 3
+    assert measurement.num_rounds >= 5
 
 
 def test_a_broken_reference_says_why(serve: Serve) -> None:
@@ -136,10 +153,9 @@ def test_holds_the_measuring_lock_while_it_times(serve: Serve) -> None:
 def _without_lock(folder: Path) -> None:
     from hasten.evidence.process import Worker
 
-    np.save(folder / "rows.npy", ROWS)
     with Worker(threads=1) as worker:
         worker.load(folder)
-        worker.time(folder / "rows.npy", settle=0, calls=1)
+        worker.time(write_inputs(folder / "rows.npz", ROWS), settle=0, calls=1)
 
 
 def test_only_one_measures_at_a_time(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,19 +12,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from numpy.typing import NDArray
 
 from hasten.core.errors import EngineError
-from hasten.core.interfaces import Graph, OperatorTime, Signature
+from hasten.core.interfaces import Graph, Input, OperatorTime, Signature
 from hasten.evidence.process import Worker, serving_environment
+from hasten.evidence.worker import read_inputs, write_inputs
 
 Serve = Callable[..., Path]
 
 
+ROWS: NDArray[np.float32] = np.arange(14, dtype=np.float32).reshape(7, 2)
+SIGNATURE = Signature(
+    inputs=(
+        Input(name="ids", shape=(9,), dtype="int64", dynamic=(0,)),
+        Input(name="mask", shape=(9,), dtype="int64", dynamic=(0,)),
+        Input(name="size", shape=(2, 3)),
+    ),
+    output_shape=(2,),
+)
+
+
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    np.save(tmp_path / "rows.npy", np.arange(14, dtype=np.float32).reshape(7, 2))
-    return tmp_path / "rows.npy"
+    return write_inputs(tmp_path / "rows.npz", [ROWS])
 
 
 @pytest.fixture
@@ -32,7 +43,7 @@ def graph(tmp_path: Path) -> Graph:
     return Graph(
         module=tmp_path / "module",
         onnx=tmp_path / "model.onnx",
-        signature=Signature(input_shape=(2,), output_shape=(2,)),
+        signature=SIGNATURE,
         quantized=True,
         reference=tmp_path / "reference.safetensors",
     )
@@ -47,14 +58,31 @@ def what_it_sees(folder: Path, rows: Path, cpus: Collection[int] = ()) -> dict[s
     return seen
 
 
-def test_predicts_all_rows_in_batches_from_either_format(serve: Serve, rows: Path, tmp_path: Path) -> None:
-    save_file({"inputs": np.load(rows) + 1}, tmp_path / "rows.safetensors")
+def test_predicts_all_rows_in_batches(serve: Serve, rows: Path, tmp_path: Path) -> None:
     with Worker(threads=1) as worker:
         worker.load(serve("Doubling"))
-        worker.predict(rows, tmp_path / "from_npy.npy", batch_size=3)
-        worker.predict(tmp_path / "rows.safetensors", tmp_path / "from_safetensors.npy", batch_size=100)
-    np.testing.assert_array_equal(np.load(tmp_path / "from_npy.npy"), 2 * np.load(rows))
-    np.testing.assert_array_equal(np.load(tmp_path / "from_safetensors.npy"), 2 * np.load(rows) + 2)
+        for batch_size in (1, 3, 100):
+            worker.predict(rows, tmp_path / "outputs.npy", batch_size=batch_size)
+            np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), 2 * ROWS)
+
+
+def test_gives_an_engine_its_inputs_in_their_order(serve: Serve, tmp_path: Path) -> None:
+    ids = np.arange(14).reshape(7, 2)
+    both = write_inputs(tmp_path / "both.npz", [ids, ROWS + 1])
+    with Worker(threads=1) as worker:
+        worker.load(serve("Subtracting"))
+        worker.predict(both, tmp_path / "outputs.npy", batch_size=3)
+        assert len(worker.time(both, settle=1, calls=2).seconds) == 2
+        assert worker.warm_up(both, calls=1, seconds=0.0) > 0
+    np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), np.full((7, 2), -1))
+
+
+def test_inputs_come_back_in_their_order_with_their_types(tmp_path: Path) -> None:
+    wanted = [np.arange(3), *(np.full((3, place), place, np.float32) for place in range(1, 13))]
+    given = read_inputs(write_inputs(tmp_path / "many.npz", iter(wanted)))
+    assert [values.dtype for values in given] == [values.dtype for values in wanted]
+    for one, other in zip(given, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_times_single_calls_in_seconds(serve: Serve, rows: Path) -> None:
@@ -101,7 +129,7 @@ def test_compiles_into_a_folder_that_it_can_load(serve: Serve, graph: Graph, row
         assert worker.integer_share(tmp_path / "compiled") == 0.25
         operators = worker.operators(tmp_path / "compiled", rows, repeats=5)
         worker.load(tmp_path / "compiled")
-    assert (tmp_path / "compiled" / "compiled.txt").read_text() == "model.onnx (2,) True"
+    assert (tmp_path / "compiled" / "compiled.txt").read_text() == "model.onnx ('ids', 'mask', 'size') True"
     assert operators == [OperatorTime(name="double", kind="elementwise", milliseconds=5.0, calls=7.0)]
 
 
@@ -109,7 +137,7 @@ def test_what_libraries_print_corrupts_nothing(serve: Serve, rows: Path, tmp_pat
     with Worker(threads=1) as worker:
         worker.load(serve("Talkative"))
         worker.predict(rows, tmp_path / "outputs.npy", batch_size=2)
-    np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), 2 * np.load(rows))
+    np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), 2 * ROWS)
 
 
 def test_an_exception_comes_back_as_one_line_and_the_worker_goes_on(serve: Serve, rows: Path) -> None:

@@ -9,7 +9,7 @@ from hasten.models.mlp import MLP
 
 def test_computes_affine_maps_with_relu_between_them():
     torch.manual_seed(0)
-    model = MLP(input_shape=(2, 3), num_classes=4, hidden=(5, 7))
+    model = MLP(input_shape=(2, 3), num_outputs=4, hidden=(5, 7))
     x = torch.randn(3, 2, 3)
     first, second, last = (
         (layer.weight.detach().numpy(), layer.bias.detach().numpy())
@@ -22,16 +22,16 @@ def test_computes_affine_maps_with_relu_between_them():
 
 
 def test_without_hidden_layers_it_is_linear():
-    model = MLP(input_shape=(6,), num_classes=3, hidden=())
+    model = MLP(input_shape=(6,), num_outputs=3, hidden=())
     assert sum(p.numel() for p in model.parameters()) == 6 * 3 + 3
 
 
 def test_the_default_has_the_parameters_of_its_layers():
-    model = MLP(input_shape=(1, 8, 8), num_classes=10)
+    model = MLP(input_shape=(1, 8, 8), num_outputs=10)
     assert sum(p.numel() for p in model.parameters()) == 64 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10
 
 
-@pytest.mark.parametrize("sizes", [{"hidden": (4, 0)}, {"num_classes": 0}, {"input_shape": (0, 3)}])
+@pytest.mark.parametrize("sizes", [{"hidden": (4, 0)}, {"num_outputs": 0}, {"input_shape": (0, 3)}])
 def test_refuses_sizes_below_one(sizes):
     with pytest.raises(ValueError, match="every size must be at least 1"):
-        MLP(**{"input_shape": (4,), "num_classes": 2, **sizes})
+        MLP(**{"input_shape": (4,), "num_outputs": 2, **sizes})

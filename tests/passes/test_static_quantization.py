@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from hasten.artefacts.capture import write_graph
 from hasten.artefacts.module import build, rebuild, save
 from hasten.core.errors import PassError
-from hasten.core.interfaces import Graph, Signature
+from hasten.core.interfaces import Columns, Graph, Input, Signature
 from hasten.passes.quantization import openvino, static
 from hasten.passes.quantization.static import StaticQuantization
 
@@ -27,17 +27,21 @@ FAMILIES = pytest.mark.parametrize("family", ["onnxruntime", "openvino"])
 
 def _graph(folder: Path, arch: dict[str, object], shape: tuple[int, ...], classes: int) -> Graph:
     (folder / "module").mkdir()
-    module, arch = build(arch, shape, classes, seed=0)
+    signature = _signature(shape, classes)
+    module, arch = build(arch, signature.inputs, (classes,), seed=0)
     rows = _rows(16, shape)
     with torch.no_grad():
-        module.train()(torch.tensor(rows))
+        module.train()(torch.tensor(rows["input"]))
     save(folder / "module", arch, module)
-    signature = Signature(input_shape=shape, output_shape=(classes,))
     return write_graph(module, folder / "module", signature, rows, folder)
 
 
-def _rows(number: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((number, *shape), dtype=np.float32)
+def _signature(shape: tuple[int, ...] = SHAPE, classes: int = 10) -> Signature:
+    return Signature(inputs=(Input(shape=shape),), output_shape=(classes,))
+
+
+def _rows(number: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Columns:
+    return {"input": np.random.default_rng(seed).standard_normal((number, *shape), dtype=np.float32)}
 
 
 @pytest.fixture(scope="session")
@@ -54,13 +58,13 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     return _graph(tmp_path_factory.mktemp("linear"), arch, (6,), 4)
 
 
-def _run(file: Path, rows: np.ndarray, *, optimised: bool) -> np.ndarray:
+def _run(file: Path, rows: Columns, *, optimised: bool) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"input": rows})[0]
+    return session.run(None, dict(rows))[0]
 
 
 def _integer_weights(file: Path) -> list[np.ndarray]:
@@ -74,12 +78,12 @@ def _integer_weights(file: Path) -> list[np.ndarray]:
 @pytest.mark.parametrize("reduce_range", [False, True])
 def test_unfused_graph_equals_the_quantized_pytorch_graph(graph: Graph, tmp_path: Path, reduce_range: bool) -> None:
     StaticQuantization(reduce_range=reduce_range)(graph, _rows(64), "openvino", tmp_path)
-    program = openvino.quantized(rebuild(graph.module), SHAPE, _rows(64), True, reduce_range)
+    program = openvino.quantized(rebuild(graph.module), _signature(), _rows(64), True, reduce_range)
     for scale in (1, 10):  # inside of the calibrated range, and far outside
-        rows = scale * _rows(100, seed=1)
+        rows = scale * _rows(100, seed=1)["input"]
         with torch.no_grad():
             expected = program.module()(torch.tensor(rows)).numpy()
-        outputs = _run(tmp_path / "model.onnx", rows, optimised=False)
+        outputs = _run(tmp_path / "model.onnx", {"input": rows}, optimised=False)
         error = np.abs(outputs - expected).max(axis=1) / np.ptp(expected)
         # PyTorch multiplies by 1/scale where ONNX divides: of 3000 values of a row, about one in 10000 lies so close to
         # the middle of two integers that it is rounded to the other one, and that step travels on.
@@ -93,9 +97,9 @@ def test_unfused_graph_equals_the_quantized_pytorch_graph(graph: Graph, tmp_path
 def test_linear_layer_equals_affine_arithmetic_by_hand(
     linear: Graph, tmp_path: Path, per_channel: bool, reduce_range: bool
 ) -> None:
-    calibration, rows = _rows(50, (6,)), 2 * _rows(20, (6,), seed=1)
+    calibration, rows = _rows(50, (6,))["input"], 2 * _rows(20, (6,), seed=1)["input"]
     method = StaticQuantization(calibration_rows=50, per_channel=per_channel, reduce_range=reduce_range)
-    method(linear, calibration, "onnxruntime", tmp_path)
+    method(linear, {"input": calibration}, "onnxruntime", tmp_path)
     module = rebuild(linear.module)
     weight, bias = (tensor.detach().double().numpy() for tensor in (module.weight, module.bias))
 
@@ -114,7 +118,7 @@ def test_linear_layer_equals_affine_arithmetic_by_hand(
     y_integers = np.clip(np.round(sums * (x_scale * w_scale / y_scale).reshape(-1)) + y_zero, 0, 255)
     expected = (y_integers - y_zero) * y_scale
     for optimised in (True, False):
-        outputs = _run(tmp_path / "model.onnx", rows, optimised=optimised)
+        outputs = _run(tmp_path / "model.onnx", {"input": rows}, optimised=optimised)
         steps = np.abs(outputs - expected) / y_scale
         assert steps.max() < 1.01
         assert np.mean(steps < 0.01) > 0.95  # all but ties
@@ -147,13 +151,29 @@ def test_scales_weights_per_channel_or_per_tensor(
 
 
 @pytest.mark.slow
+@FAMILIES
+def test_takes_several_integer_inputs_of_any_length(
+    reader: Graph, many_texts: Columns, tmp_path: Path, family: str
+) -> None:
+    StaticQuantization()(reader, many_texts, family, tmp_path)
+    assert len([weight for weight in _integer_weights(tmp_path / "model.onnx") if weight.ndim == 2]) >= 7
+    module = rebuild(reader.module)
+    for length in (8, 3):
+        rows = {name: values[:, :length] for name, values in many_texts.items()}
+        with torch.no_grad():
+            expected = module(**{name: torch.tensor(values) for name, values in rows.items()}).numpy()
+        outputs = _run(tmp_path / "model.onnx", rows, optimised=False)
+        np.testing.assert_allclose(outputs, expected, atol=0.1 * np.ptp(expected))
+
+
+@pytest.mark.slow
 def test_keeps_a_channel_of_small_weights(linear: Graph, tmp_path: Path) -> None:
     module = rebuild(linear.module)
     with torch.no_grad():
         module.weight[0] *= 1e-4
         module.bias.zero_()
     rows = _rows(64, (6,))
-    program = openvino.quantized(module, (6,), rows, True, False)
+    program = openvino.quantized(module, _signature((6,), 4), rows, True, False)
     quantized = [tensor for tensor in program.state_dict.values() if tensor.dtype == torch.int8]
     assert len(quantized) == 1
     assert quantized[0][0].int().abs().max() >= 127
@@ -165,7 +185,7 @@ def test_gives_the_same_bytes_again_and_touches_nothing_else(graph: Graph, tmp_p
     root = graph.onnx.parent
     before = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in root.rglob("*") if file.is_file()}
     rows = _rows(40)
-    kept = rows.copy()
+    kept = rows["input"].copy()
     contents = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -175,7 +195,7 @@ def test_gives_the_same_bytes_again_and_touches_nothing_else(graph: Graph, tmp_p
     assert contents[0] == contents[1]
     assert str(tmp_path).encode() not in contents[0]
     assert {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in root.rglob("*") if file.is_file()} == before
-    np.testing.assert_array_equal(rows, kept)
+    np.testing.assert_array_equal(rows["input"], kept)
 
 
 _QUANTIZE = """
@@ -184,7 +204,7 @@ from pathlib import Path
 from hasten.artefacts.capture import read_graph
 from hasten.passes.quantization.static import StaticQuantization
 folder, out, family = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-rows = np.random.default_rng(0).standard_normal((40, 6), dtype=np.float32)
+rows = {"input": np.random.default_rng(0).standard_normal((40, 6), dtype=np.float32)}
 StaticQuantization()(read_graph(folder, folder / "module"), rows, family, out)
 """
 
@@ -203,7 +223,7 @@ def test_gives_the_same_bytes_in_another_process_without_a_word(linear: Graph, t
 def test_measures_ranges_on_rows_spread_over_all(linear: Graph, tmp_path: Path) -> None:
     """Rows sorted by size: the first ones alone would give a tenth of the range."""
     rows = np.repeat(np.linspace(0.1, 10, 100, dtype=np.float32)[:, None], 6, axis=1)
-    StaticQuantization(calibration_rows=5)(linear, rows, "onnxruntime", tmp_path)
+    StaticQuantization(calibration_rows=5)(linear, {"input": rows}, "onnxruntime", tmp_path)
     scales = {each.name: numpy_helper.to_array(each) for each in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert scales["input_scale"] == pytest.approx(10 / 255, rel=1e-6)
 
@@ -224,11 +244,13 @@ def test_says_where_it_can_be_placed(linear: Graph, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_leaves_logging_as_it_was(linear: Graph, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_leaves_logging_as_it_was(reader: Graph, many_texts: Columns, tmp_path: Path) -> None:
+    """The tool warns of the transformer's normalization."""
     root = logging.getLogger()
-    before = list(root.handlers), root.level
-    StaticQuantization()(linear, _rows(8, (6,)), "onnxruntime", tmp_path)
-    assert (list(root.handlers), root.level) == before
+    before = list(root.handlers), list(root.filters), root.level
+    StaticQuantization()(reader, many_texts, "onnxruntime", tmp_path)
+    assert (list(root.handlers), list(root.filters), root.level) == before
 
 
 def test_declares_what_it_relieves() -> None:

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hasten.artefacts import module as artefact
 from hasten.core.errors import PassError
-from hasten.core.interfaces import Rows
-from hasten.passes.pruning.structured import StructuredPruning, estimate_statistics
+from hasten.core.interfaces import Input, Rows
+from hasten.passes.pruning.statistics import estimate_statistics
+from hasten.passes.pruning.structured import StructuredPruning
 
 
 class Bench:
@@ -24,7 +25,7 @@ class Bench:
 
     def __init__(self, *shape, rows=64):
         inputs = np.random.default_rng(0).normal(size=(rows, *shape)).astype(np.float32)
-        self.train = Rows(inputs=inputs, targets=np.zeros(rows, dtype=np.int64))
+        self.train = Rows(inputs={"input": inputs}, targets=np.zeros(rows, dtype=np.int64))
         self.fitted = []
 
     def fit(self, model):
@@ -45,7 +46,7 @@ MLP = {"_target_": "hasten.models.mlp.MLP", "hidden": [24, 16]}
 
 
 def built(arch, shape, num_classes=3):
-    return artefact.build(arch, shape, num_classes, seed=0)
+    return artefact.build(arch, [Input(shape=shape)], (num_classes,), seed=0)
 
 
 def num_parameters(model):
@@ -113,7 +114,7 @@ def test_removes_the_channels_that_do_nothing_and_changes_no_output(importance):
             model.get_submodule(name).bias[channels] = 0
     bench = Bench(2, 8, 8)
     surgery = StructuredPruning(sparsity=0.5, round_to=1, importance=importance)(model, bench)
-    x = torch.from_numpy(bench.train.inputs)
+    x = torch.from_numpy(bench.train.inputs["input"])
     assert surgery.steps[0]["removed"] == idle
     torch.testing.assert_close(surgery.model(x), model(x), rtol=1e-5, atol=1e-6)
 
@@ -210,6 +211,15 @@ def test_leaves_the_width_of_attention_whole_and_prunes_what_lies_between():
     assert (pruned.embed.out_features, pruned.attention.embed_dim, pruned.up.out_features) == (16, 16, 16)
 
 
+@pytest.mark.parametrize("importance", ["l1", "l2"])
+def test_prunes_the_hidden_units_of_a_transformer_and_neither_its_width_nor_its_heads(reader, many_texts, importance):
+    model, bench = artefact.rebuild(reader.module), Bench(1)
+    bench.train = Rows(inputs=many_texts, targets=np.zeros(64, dtype=np.int64))
+    surgery = StructuredPruning(importance=importance)(model, bench)
+    changed = {name: change["tensors"] for name, change in surgery.steps[0]["resized"].items()}
+    assert changed == {"up": {"weight": [16, 16], "bias": [16]}, "down": {"weight": [16, 16]}}
+
+
 @pytest.mark.parametrize(("arch", "shape"), [(RESNET, (1, 8, 8)), (MLP, (20,))], ids=["resnet", "mlp"])
 def test_what_is_pruned_twice_is_rebuilt_bit_for_bit_and_trains_on(tmp_path, arch, shape):
     model, filled = built(arch, shape)
@@ -223,7 +233,7 @@ def test_what_is_pruned_twice_is_rebuilt_bit_for_bit_and_trains_on(tmp_path, arc
         folder.mkdir()
         artefact.save(folder, filled, surgery.model, steps)
     rebuilt = artefact.rebuild(folder)
-    x = torch.from_numpy(bench.train.inputs)
+    x = torch.from_numpy(bench.train.inputs["input"])
     assert len(artefact.surgery(folder)) == 2
     assert num_parameters(rebuilt) < 0.3 * num_parameters(model)
     assert torch.equal(rebuilt(x), surgery.model(x))
@@ -280,7 +290,7 @@ def test_statistics_become_those_of_the_rows():
     inputs = np.random.default_rng(0).normal(5, 2, size=(300, 3)).astype(np.float32)
     with torch.no_grad():
         features = model[0](torch.from_numpy(inputs)).numpy()
-    estimate_statistics(model, inputs, batch_size=60)
+    estimate_statistics(model, {"input": inputs}, batch_size=60)
     batches = features.reshape(5, 60, 4)
     np.testing.assert_allclose(model[1].running_mean, features.mean(0), rtol=1e-4)
     np.testing.assert_allclose(model[1].running_var, batches.var(1, ddof=1).mean(0), rtol=1e-4)
@@ -297,13 +307,13 @@ def test_statistics_are_those_of_the_fine_tuned_model():
     model, bench = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)), Shifting(3)
     pruned = StructuredPruning()(model, bench).model
     with torch.no_grad():
-        normal = pruned[1](pruned[0](torch.from_numpy(bench.train.inputs)))
+        normal = pruned[1](pruned[0](torch.from_numpy(bench.train.inputs["input"])))
     torch.testing.assert_close(normal.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
 
 
 def test_a_model_without_batch_normalization_needs_no_statistics():
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.9))
-    estimate_statistics(model, np.zeros((4, 3), dtype=np.float32))
+    estimate_statistics(model, {"input": np.zeros((4, 3), dtype=np.float32)})
     assert not model.training
 
 

@@ -36,7 +36,7 @@ def test_leaves_the_config_the_result_the_report_and_the_model(ran: Any) -> None
     assert config.engine._target_.endswith("OnnxRuntime")
     assert list(config.model.arch.widths) == [8]
     assert "<html" in (ran.folder / "report.html").read_text()
-    assert {path.name for path in (ran.folder / "model").iterdir()} == {"model.json", "model.onnx"}
+    assert {path.name for path in (ran.folder / "model").iterdir()} == {"README.md", "model.json", "model.onnx"}
 
 
 def test_the_summary_says_what_was_gained_and_what_is_certified(ran: Any) -> None:
@@ -161,6 +161,43 @@ def test_a_model_and_weights_of_the_users_own_are_served_as_they_are(
     Path("trained.safetensors").unlink()
     served = package.load(done.folder / "model", trust=["my_own_net"])(rows)
     np.testing.assert_allclose(served, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_are_predicted_from_two_inputs_and_their_errors_held(hasten: Any) -> None:
+    generator = np.random.default_rng(0)
+    ids, mask = generator.integers(0, 9, (1000, 3)), np.ones((1000, 3), np.int64)
+    mask[::2, 1:] = 0
+    value = (ids * mask).sum(1) / mask.sum(1) + generator.normal(0, 0.3, 1000)
+    np.savez("texts.npz", ids=ids, mask=mask, value=value)
+    texts = ("data=npz", "data.path=texts.npz", "data.inputs=[ids,mask]", "data.targets=value", "task=regression")
+    small = ("model.arch.width=8", "model.arch.num_heads=2", "model.arch.num_layers=1", "model.arch.feedforward=8")
+    transformer = ("model=transformer", "model.arch.vocabulary_size=9", *small)
+    done = hasten("run", *texts, *transformer, "engine=onnxruntime", "objective.max_drop=0.2", BY_ITSELF)
+    assert done.code == 0, done.told
+    certificate = done.summary["certificate"]
+    assert (certificate["held"], certificate["metric"], certificate["margin"]) == (True, "squared_error", 0.2)
+    assert certificate["drop"] == pytest.approx(0, abs=1e-4)
+    assert "% of the baseline" in certificate["statement"]
+    assert certificate["metrics"].keys() == {"squared_error", "absolute_error"}
+
+    model = package.load(done.folder / "model")
+    assert model.columns == {"ids": (3,), "mask": (3,)}
+    given = model(ids, mask)
+    assert np.square(given[:, 0] - value).mean() < 0.5 * value.var()
+    np.testing.assert_array_equal(model(mask=mask, ids=ids), given)
+    hidden = np.where(mask == 0, 7, ids)
+    np.testing.assert_allclose(model(hidden, mask), given, rtol=1e-4, atol=1e-5)
+
+
+def test_without_data_a_model_is_timed_and_nothing_is_claimed(hasten: Any) -> None:
+    noise = ("data=noise", "data.shape=[1,8,8]", "task=unlabelled", "model.training.epochs=0")
+    done = hasten("run", *noise, "model.arch.num_outputs=3", BY_ITSELF)
+    assert done.code == 0, done.told
+    summary = done.summary
+    assert summary["best"]["evaluation"]["latency_ms"]["p50"]["value"] > 0
+    assert not summary["certificate"]["held"]
+    assert summary["certificate"]["statement"].startswith("Quality unchecked: there are no rows of real data")
+    assert package.load(done.folder / "model")(np.zeros((2, 1, 8, 8))).shape == (2, 3)
 
 
 @pytest.mark.usefixtures("hydra")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from hasten.core.errors import ConfigError
-from hasten.core.trial import Choice, Profile, Strategy, Trial
+from hasten.core.trial import Choice, Evaluation, Interval, Profile, Strategy, Trial
 from hasten.planning.bottleneck import BottleneckPlanner, Edit, declared_gain
 
 MakeTrial = Callable[..., Trial]
@@ -356,3 +356,64 @@ def test_declares_the_range_of_its_knobs(knob: str, value: Any) -> None:
     hints = get_type_hints(BottleneckPlanner, include_extras=True)
     with pytest.raises(ValidationError):
         TypeAdapter(hints[knob]).validate_python(value)
+
+
+SMALL = strategy("small", {"compute": 1.5, "capacity": 4.0}, cost=20.0)
+
+
+def served(latency_ms: float) -> Evaluation:
+    around = Interval(value=latency_ms, low=latency_ms, high=latency_ms)
+    rows = 1000 / latency_ms
+    return Evaluation(
+        metric="accuracy",
+        quality=0.98,
+        drop=None,
+        latency_ms={"p50": around},
+        throughput=Interval(value=rows, low=rows, high=rows),
+        speedup={},
+        references_ms={},
+        size_bytes=1,
+        memory_bytes=1,
+        flops=1,
+        num_parameters=1,
+    )
+
+
+def sized(trial: MakeTrial, latency_ms: float = 1.0, **knobs: Any) -> Loop:
+    loop = Loop(trial=trial, strategies=(ENGINE, SMALL), planner=BottleneckPlanner(**{"optimize": "size", **knobs}))
+    loop.best = loop.history[0] = replace(loop.best, evaluation=served(latency_ms))
+    return loop
+
+
+def test_where_size_is_optimised_only_what_shrinks_the_files_is_tried(trial: MakeTrial) -> None:
+    loop = sized(trial)
+    choice = loop.go()
+    assert (choice.strategy, choice.expected_gain) == ("small", pytest.approx(4.0))
+    assert choice.why.startswith("addresses size (objective.optimize)")
+    assert loop.go() is None
+    assert "engine does not shrink the files (objective.optimize=size)" in loop.why()
+
+
+@pytest.mark.parametrize("limit", [{"max_latency_ms": 0.5}, {"min_throughput": 2000.0}])
+def test_time_counts_beside_size_while_a_limit_of_speed_is_broken(trial: MakeTrial, limit: dict[str, float]) -> None:
+    # small: (log(4) + log(1 / (0.5 / 1.5 + 0.5))) / 20 = 0.0784; engine: log(1.644) / 10 = 0.0497.
+    loop = sized(trial, **limit)
+    assert [loop.go().strategy, loop.go().strategy] == ["small", "engine"]
+    assert sized(trial, latency_ms=0.4, **limit).go().strategy == "small"
+    quick = sized(trial, latency_ms=0.4, **limit)
+    quick.go()
+    assert quick.go() is None
+
+
+def test_memory_is_also_a_matter_of_the_engine(trial: MakeTrial) -> None:
+    loop = sized(trial, optimize="memory")
+    assert {loop.go().strategy, loop.go().strategy, loop.go().strategy} == {"small", "engine"}
+
+
+def test_bytes_that_were_saved_teach_about_bytes(trial: MakeTrial) -> None:
+    loop = sized(trial)
+    again = strategy("small", {"capacity": 4.0}, ("small=1",), ("small=2",))
+    loop.strategies = (again,)
+    loop.go("accepted", measured_gain=2.0, evaluation=served(1.0))
+    # One trial gave log(2) / log(4) = 0.5 of what was declared: (1 + 0.5) / 2 = 0.75, and 4 ** 0.75 = 2.83.
+    assert loop.go().expected_gain == pytest.approx(4**0.75)

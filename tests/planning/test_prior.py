@@ -110,3 +110,16 @@ def test_names_the_knob_where_the_file_is_no_summary(tmp_path: Path, text: str) 
 def test_names_the_knob_where_there_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^planner\.prior=.*can't be read: No such file"):
         read_prior(str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "fits"), [("p50", "throughput", True), ("size", "size", True), ("size", "p99", False)]
+)
+def test_bytes_saved_earlier_teach_nothing_about_time(tmp_path: Path, earlier: str, now: str, fits: bool) -> None:
+    file = tmp_path / "summary.json"
+    file.write_text(json.dumps({"trials": [], "optimize": earlier}))
+    if fits:
+        assert read_prior(str(file), now) == ()
+    else:
+        with pytest.raises(ConfigError, match="optimised size, which teaches nothing about p99"):
+            read_prior(str(file), now)

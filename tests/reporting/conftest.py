@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from hasten.core.trial import (
     Interval,
     OperatorGroup,
     Profile,
+    Quality,
     Result,
     Trial,
     Verdict,
@@ -202,10 +203,12 @@ def make_trial(number: int) -> Trial:
     if latency_ms is not None:
         drop = Drop(value=QUALITY - quality, bound=1.25 * (QUALITY - quality) + 0.0104, confidence=0.996, rows=450)
         best = min(step[4] for step in STEPS[: max(1, number)] if step[3] == "accepted" and step[4] is not None)
+        judged = Quality(value=quality, drop=drop if number else None, max_drop=0.02, higher_is_better=True)
         evaluation = Evaluation(
             metric="accuracy",
             quality=quality,
-            drop=drop if number else None,
+            drop=judged.drop,
+            metrics={"accuracy": judged},
             latency_ms={"p50": around(latency_ms), "p90": around(1.1 * latency_ms), "p99": around(1.4 * latency_ms)},
             throughput=around(1000 / latency_ms),
             speedup={"eager": around(LATENCY_MS / latency_ms), "previous": around(best / latency_ms)} if number else {},
@@ -256,6 +259,14 @@ def make_result(**changes: Any) -> Result:
             confidence=0.95,
             rows=540,
             reads=1,
+            metrics={
+                "accuracy": Quality(
+                    value=0.9796,
+                    drop=Drop(value=0.0056, bound=0.0149, confidence=0.95, rows=540),
+                    max_drop=0.02,
+                    higher_is_better=True,
+                )
+            },
             statement="On 540 untouched test rows accuracy drops from 98.5 % to 98.0 %; with 95 % confidence the drop "
             "on new rows is at most 1.49 points, where 2.00 points are allowed.",
         ),
@@ -285,6 +296,82 @@ def make_result(**changes: Any) -> Result:
 @pytest.fixture(scope="session")
 def result() -> Result:
     return make_result()
+
+
+def judged_by(result: Result, metrics: Callable[[Trial], Mapping[str, Quality]]) -> Result:
+    """The result with other metrics in every trial that was measured."""
+
+    def changed(trial: Trial) -> Trial:
+        if trial.evaluation is None:
+            return trial
+        given = dict(metrics(trial))
+        name = next(iter(given), "quality")
+        first = given.get(name)
+        evaluation = replace(
+            trial.evaluation,
+            metric=name,
+            quality=first.value if first else None,
+            drop=first.drop if first else None,
+            metrics=given,
+        )
+        return replace(trial, evaluation=evaluation)
+
+    trials = tuple(changed(trial) for trial in result.trials)
+    best = trials[result.best.number]
+    return replace(result, trials=trials, baseline=trials[0], best=best)
+
+
+@pytest.fixture(scope="session")
+def unchecked() -> Result:
+    """A run that nothing could judge."""
+    certificate = Certificate.unchecked("Quality is unchecked: the rows have no labels.")
+    return replace(judged_by(make_result(), lambda trial: {}), certificate=certificate)
+
+
+@pytest.fixture(scope="session")
+def forecast() -> Result:
+    """A run with an error that should be low, told relative to the baseline, and a score that has a unit of its own."""
+
+    def metrics(trial: Trial) -> dict[str, Quality]:
+        error = Drop(value=0.01, bound=0.03 if trial.number == 4 else 0.015, confidence=0.99, rows=300, relative=True)
+        error = replace(error, points=False)
+        score = Drop(value=0.5, bound=1.25, confidence=0.99, rows=300, points=False)
+        shown = trial.number > 0
+        return {
+            "squared_error": Quality(
+                value=0.0123 * (1 + 0.01 * trial.number),
+                drop=error if shown else None,
+                max_drop=0.02,
+                higher_is_better=False,
+                points=False,
+            ),
+            "psnr": Quality(
+                value=31.4, drop=score if shown else None, max_drop=2.0, higher_is_better=True, points=False
+            ),
+        }
+
+    trial = make_trial(8)
+    error, score = metrics(trial).values()
+    assert error.drop is not None
+    assert score.drop is not None
+    error = replace(error, value=0.0126, drop=replace(error.drop, value=0.008, bound=0.0111, confidence=0.95, rows=310))
+    score = replace(score, value=30.9, drop=replace(score.drop, value=0.3, bound=0.75, confidence=0.95, rows=310))
+    certificate = Certificate(
+        held=True,
+        metric="squared_error",
+        baseline=0.0125,
+        candidate=0.0126,
+        drop=0.008,
+        margin=0.02,
+        bound=0.0111,
+        confidence=0.95,
+        rows=310,
+        reads=1,
+        statement="Held: with 95 % confidence on 310 test rows the squared_error rises by no more than allowed.",
+        metrics={"squared_error": error, "psnr": score},
+        baselines={"squared_error": 0.0125, "psnr": 31.2},
+    )
+    return replace(judged_by(make_result(), metrics), certificate=certificate)
 
 
 @pytest.fixture(scope="session")

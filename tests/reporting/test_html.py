@@ -96,7 +96,8 @@ def test_states_ratios_certificate_machine_and_limits(page: Page, result: Result
         "against eager PyTorch, 40.8x to 43.4x",
         "against the untouched model in onnxruntime, 17.2x to 18.2x",
         "smaller on disk, 4.39 MB → 118 kB",
-        "1.49 points (95 % confidence, one-sided)",
+        "accuracy 98.5 % 98.0 % 0.56 points 1.49 points 2.00 points",
+        "confidence 95 %, one-sided",
         result.certificate.statement,
         "Example CPU 7000 16-Core Processor",
         "33.6 MB",
@@ -133,3 +134,27 @@ def test_stands_with_only_failures_beside_the_baseline(result: Result) -> None:
 def test_says_when_test_rows_were_read_before(made_up: Callable[..., Result], result: Result) -> None:
     again = made_up(certificate=replace(result.certificate, reads=3))
     assert "3 different artefacts have been certified on these test rows" in Page(report(again)).text
+
+
+def test_gives_every_constrained_metric_with_its_bound_and_what_is_allowed(forecast: Result) -> None:
+    page = Page(report(forecast))
+    assert page.open == []
+    for claim in (
+        "0.0126 squared_error on 310 test rows, 0.0125 before",
+        "30.9 psnr on 310 test rows, 31.2 before",
+        "psnr 31.4, drop at most 1.25, allowed 2",
+        "squared_error 0.0123 0.01328 1.00 % of the baseline 1.50 % of the baseline 2.00 % of the baseline",
+        "psnr 31.4 31.4 0.5 1.25 2",
+        "psnr 31.2 30.9 0.3 0.75 2",
+        "squared_error 0.0125 0.0126 0.80 % of the baseline 1.11 % of the baseline 2.00 % of the baseline",
+    ):
+        assert claim in page.text
+
+
+def test_says_plainly_that_quality_is_unchecked(unchecked: Result) -> None:
+    page = Page(report(unchecked))
+    assert page.open == []
+    assert "nothing has checked its quality" in page.text
+    assert "Quality is unchecked: there is nothing to weigh the speed against." in page.text
+    assert unchecked.certificate.statement in page.text
+    assert "nan" not in page.text.split()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import combinations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.core.trial import Result
 from hasten.reporting import plots
+from hasten.reporting.measures import measure
 from hasten.reporting.plots import Box, place_labels
 
 AREA = Box(left=0, bottom=0, right=400, top=250)
@@ -55,5 +58,37 @@ def test_axes_carry_units(result: Result) -> None:
 
 
 def test_the_best_so_far_only_follows_what_was_accepted(result: Result) -> None:
-    best = plots.best_so_far(result.trials)
+    best = plots.best_so_far(result.trials, measure("p50"))
     assert best == [3.12, 1.31, 1.31, 0.452, 0.452, 0.452, 0.452, 0.247, *[0.0741] * 4]
+
+
+def test_what_should_be_low_is_lower_on_the_axis_the_worse_it_is(forecast: Result) -> None:
+    svg = plots.front(forecast)
+    assert "squared_error on validation rows" in svg
+    assert "less is better" in svg
+    assert "highest squared_error allowed" in svg
+    values = [float(text) for text in re.findall(r">(0\.01\d*)</text>", svg)]
+    assert values
+    assert all(value > 0 for value in values)
+
+
+def test_the_line_of_what_is_allowed_lies_where_the_margin_ends(forecast: Result, result: Result) -> None:
+    # 2 % above 0.0123, and 2 points below 98.44 %.
+    assert plots.limit_of(forecast) == pytest.approx(-0.0123 * 1.02)
+    assert plots.limit_of(result) == pytest.approx(96.44)
+
+
+def test_there_is_no_front_where_nothing_judged_the_outputs(unchecked: Result) -> None:
+    assert plots.front(unchecked) == ""
+    assert "<svg" in plots.best_over_iterations(unchecked)
+
+
+@pytest.mark.parametrize(
+    ("optimize", "axis", "tick"),
+    [("size", "size", "1 MB"), ("throughput", "rows per second", "10 k"), ("memory", "peak memory", "200 MB")],
+)
+def test_figures_show_what_was_optimised(made_up: Callable[..., Result], optimize: str, axis: str, tick: str) -> None:
+    result = made_up(optimize=optimize)
+    for svg in (plots.front(result), plots.best_over_iterations(result)):
+        assert f">{axis} (" in svg
+        assert f">{tick}<" in svg

@@ -89,7 +89,10 @@ def test_claims_no_quality_that_is_not_certified(result: Result) -> None:
 
 
 def test_claims_no_drop_where_none_is_possible(result: Result) -> None:
-    better = replace(result, certificate=replace(result.certificate, bound=-0.001))
+    [(name, judged)] = result.certificate.metrics.items()
+    assert judged.drop is not None
+    gained = replace(judged, drop=replace(judged.drop, bound=-0.001))
+    better = replace(result, certificate=replace(result.certificate, metrics={name: gained}))
     assert "certified not to drop" in summary.claim(better)
 
 
@@ -100,3 +103,33 @@ def test_says_that_a_larger_artefact_is_larger(made_up: MakeResult) -> None:
 def test_claims_nothing_where_nothing_was_accepted(result: Result) -> None:
     unchanged = replace(result, best=result.baseline)
     assert summary.claim(unchanged) == "Nothing that was tried makes digits surely faster inside its constraints."
+
+
+def test_claims_every_certified_metric_in_its_unit(forecast: Result) -> None:
+    assert summary.claim(forecast).endswith(
+        "and its squared_error is certified to rise by at most 1.11 % of the baseline "
+        "and its psnr is certified to drop by at most 0.75."
+    )
+
+
+def test_claims_no_quality_where_nothing_has_checked_it(unchecked: Result) -> None:
+    assert summary.claim(unchecked).endswith("is 37.2 times smaller, and nothing has checked its quality.")
+    found = summary.to_json(unchecked)
+    assert found["certificate"]["bound"] is None
+    assert found["best"]["evaluation"]["quality"] is None
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("optimize", "claimed", "nothing"),
+    [
+        ("size", "digits is 37.2 times smaller, runs 42.1 times as fast", "makes digits smaller"),
+        ("throughput", "digits serves 42.1 times as many rows per second as", "surely serve more rows per second"),
+        ("memory", "takes 212 MB of memory instead of 212 MB", "surely smaller in memory"),
+    ],
+)
+def test_claims_what_was_optimised(made_up: MakeResult, optimize: str, claimed: str, nothing: str) -> None:
+    result = made_up(optimize=optimize)
+    assert summary.to_json(result)["optimize"] == optimize
+    assert claimed in summary.claim(result)
+    assert nothing in summary.claim(replace(result, best=result.baseline))

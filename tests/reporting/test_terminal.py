@@ -13,7 +13,7 @@ from rich.console import Console
 from hasten.core.interfaces import Progress
 from hasten.core.store import Listing
 from hasten.core.trial import Result
-from hasten.reporting.terminal import Screen
+from hasten.reporting.terminal import Finding, Screen
 
 WIDTHS = pytest.mark.parametrize("width", [80, 100, 120, 160])
 
@@ -204,3 +204,47 @@ def test_a_profile_gives_attained_rate_and_roof(result: Result) -> None:
     assert "copy 3 1% 31.2 µs - 12.5 µs memory" in lines
     assert "bottleneck: compute (compute 74%, memory 9%, overhead 17%)" in lines
     assert profile.evidence[0] in lines
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_every_constrained_metric_is_shown_with_its_bound_and_what_is_allowed(forecast: Result, width: int) -> None:
+    table = " ".join(" ".join(table_of(show_trials(forecast, width))).split())
+    assert "psnr 31.4, drop at most 1.25, allowed 2" in table
+    assert "0.01242" in table
+    console, file = make_console(width)
+    Screen(console).summary(forecast)
+    flat = " ".join(file.getvalue().replace("│", " ").split())
+    assert "squared_error (test) 0.0125 -> 0.0126, drop at most 1.11 % of the baseline" in flat
+    assert "psnr (test) 31.2 -> 30.9, drop at most 0.75, allowed 2" in flat
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_quality_that_nothing_checked_is_said_to_be_so(unchecked: Result, width: int) -> None:
+    text = show_trials(unchecked, width)
+    assert "quality unchecked" in text
+    assert "unknown" in "\n".join(table_of(text))
+    console, file = make_console(width)
+    Screen(console).summary(unchecked)
+    flat = " ".join(file.getvalue().replace("│", " ").split())
+    assert "quality unchecked" in flat
+    assert "nan" not in flat.split()
+
+
+@pytest.mark.parametrize(
+    ("optimize", "line"), [("memory", "memory 212 MB -> 212 MB"), ("throughput", "rows/s 321 -> 13")]
+)
+def test_the_summary_shows_what_was_optimised(result: Result, optimize: str, line: str) -> None:
+    console, file = make_console(100)
+    Screen(console).summary(replace(result, optimize=optimize))
+    assert line in " ".join(file.getvalue().replace("│", " ").split())
+
+
+def test_findings_are_folded_and_never_cut() -> None:
+    console, file = make_console(60)
+    remedy = "not installed: pip install 'hasten[transformers]' and whatever else it takes to have it"
+    Screen(console).findings("extras", [Finding("transformers", "missing", remedy), Finding("datasets", "ok", "5.0")])
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "extras"
+    assert all(len(line) <= 60 for line in lines)
+    assert " ".join(" ".join(lines[1:-1]).split()) == f"transformers missing {remedy}"
+    assert lines[-1].split() == ["datasets", "ok", "5.0"]

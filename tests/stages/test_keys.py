@@ -27,7 +27,7 @@ FULL = (
     "target.threads=2",
     "engine.threads=1",
 )
-STAGES = ("data", "teacher", "student", "prune", "export", "quantize", "compile")
+STAGES = ("data", "teacher", "answers", "student", "prune", "export", "quantize", "compile")
 AFTER = {name: set(STAGES[position:]) for position, name in enumerate(STAGES)}
 
 
@@ -61,6 +61,7 @@ DECIDES_NOTHING = (
     "quantization.min_integer_share=0.5",
     "callbacks.checkpoint_seconds=60",
     "objective.max_drop=0.5",
+    "task.metrics.recall.max_drop=0.1",
     "planner.max_trials=3",
     "strategy=[engine]",
     "tracking=none",
@@ -74,6 +75,8 @@ CHANGES = [
     ("seed=1", AFTER["data"]),
     ("data.split.train=0.4", AFTER["data"]),
     ("data.normalize=false", AFTER["data"]),
+    ("data.transforms=[{_target_: hasten.data.transforms.Scale, column: input}]", AFTER["data"]),
+    ("task.label_smoothing=0.1", AFTER["data"]),
     ("model.arch.widths=[8]", AFTER["teacher"]),
     ("model.training.lr=0.01", AFTER["teacher"]),
     ("trainer.threads=1", AFTER["teacher"]),
@@ -110,6 +113,31 @@ def test_a_float_graph_is_exported_once_for_all_engines() -> None:
     float_recipe = ["student=resnet"]
     engines = [keys(f"engine={name}", recipe=float_recipe) for name in ("eager", "onnxruntime", "openvino")]
     assert changed(engines[0], engines[1]) == changed(engines[1], engines[2]) == {"compile"}
+
+
+def test_without_a_distillation_nobody_asks_the_teacher() -> None:
+    assert "answers" not in keys("distillation=none")
+
+
+def test_rows_that_change_at_random_are_the_same_rows_trained_in_another_way() -> None:
+    augmented = keys("data.augment=[{_target_: hasten.data.augment.RandomFlip}]")
+    plain = keys()
+    assert "answers" not in augmented, "there is no stored answer to a changed row"
+    assert {name for name in augmented if augmented[name] == plain[name]} == {"data"}
+
+
+def test_answers_depend_on_the_teacher_and_on_nothing_that_learns_from_them() -> None:
+    assert "answers" in changed(keys(), keys("model.training.lr=0.01"))
+    for override in ("distillation.alpha=0.5", "student.arch.widths=[8]", "pruning.sparsity=0.25"):
+        assert "answers" not in changed(keys(), keys(override))
+
+
+def test_a_mapping_of_names_counts_only_beside_a_checkpoint() -> None:
+    save_file({"weight": np.array([1.0])}, "one.safetensors")
+    mapping = r"+model.checkpoint_keys={\Amodule\.: body.}"
+    assert keys(mapping) == keys()
+    loaded = keys("model.checkpoint=one.safetensors")
+    assert changed(loaded, keys("model.checkpoint=one.safetensors", mapping)) == AFTER["teacher"]
 
 
 def test_a_teacher_is_the_same_whatever_is_made_of_it() -> None:
@@ -152,9 +180,9 @@ def test_the_code_of_a_users_own_model_counts_and_its_comments_do_not(monkeypatc
     module = "from torch import nn\n\nclass Net(nn.Module):\n    size = 3\n"
 
     def written(text: str) -> dict[str, str]:
-        Path("net_of_mine.py").write_text(text)
+        Path("keyed_net.py").write_text(text)
         source.source_fingerprint.cache_clear()
-        return keys("model=custom", "model.arch._target_=net_of_mine.Net")
+        return keys("model=custom", "model.arch._target_=keyed_net.Net")
 
     before = written(module)
     assert written(f"# explained\n{module}") == before

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from hasten.artefacts.deployed import deploy
-from hasten.core.interfaces import Signature
+from hasten.core.interfaces import Input, Signature
 from hasten.core.trial import (
     Certificate,
     Drop,
@@ -20,6 +20,7 @@ from hasten.core.trial import (
     Interval,
     OperatorGroup,
     Profile,
+    Quality,
     Result,
     Trial,
 )
@@ -30,10 +31,12 @@ def interval(value: float) -> Interval:
 
 
 def make_evaluation(latency_ms: float, quality: float, speedup: float | None) -> Evaluation:
+    drop = None if speedup is None else Drop(value=0.99 - quality, bound=1.0 - quality, confidence=0.996, rows=450)
     return Evaluation(
         metric="accuracy",
         quality=quality,
-        drop=None if speedup is None else Drop(value=0.99 - quality, bound=1.0 - quality, confidence=0.996, rows=450),
+        drop=drop,
+        metrics={"accuracy": Quality(value=quality, drop=drop, max_drop=0.02, higher_is_better=True)},
         latency_ms={"p50": interval(latency_ms), "p90": interval(1.2 * latency_ms), "p99": interval(1.5 * latency_ms)},
         throughput=interval(1000 / latency_ms),
         speedup={} if speedup is None else {"eager": interval(speedup), "previous": interval(speedup)},
@@ -140,6 +143,14 @@ def result(trials: Sequence[Trial]) -> Result:
             confidence=0.95,
             rows=540,
             reads=1,
+            metrics={
+                "accuracy": Quality(
+                    value=0.987,
+                    drop=Drop(value=0.003, bound=0.012, confidence=0.95, rows=540),
+                    max_drop=0.02,
+                    higher_is_better=True,
+                )
+            },
             statement="accuracy drops by at most 1.2 points (95 % confidence, 540 test rows)",
         ),
         front=(0, 1),
@@ -178,11 +189,12 @@ def run_folder(tmp_path: Path) -> Path:
     deploy(
         _compiled(folder / "compiled"),
         folder / "model",
-        signature=Signature(input_shape=(4,), output_shape=(3,)),
+        columns={"input": (4,)},
+        signature=Signature(inputs=(Input(shape=(4,)),), output_shape=(3,)),
         engine={"_target_": "hasten.engines.onnxruntime.OnnxRuntime", "threads": 1, "graph_optimization": "all"},
-        mean=None,
-        std=None,
+        transforms=[],
         provenance={},
+        card="# A product\n",
     )
     (folder / "summary.json").write_text("{}")
     (folder / "report.html").write_text("<html></html>")

@@ -274,3 +274,15 @@ def test_processes_that_create_the_store_at_once_share_it(tmp_path: Path) -> Non
     runs = client.search_runs([experiment.experiment_id])
     assert {run.data.params["job"] for run in runs} == {"0", "1"}
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_says_why_a_store_can_not_be_written_and_leaves_nothing(tmp_path: Path) -> None:
+    def problem(uri: str) -> str | None:
+        return MlflowTracker(uri=uri, artifacts="artifacts").problem()
+
+    (tmp_path / "file").write_text("no database")
+    assert problem("sqlite:///new/mlflow.db") is None
+    assert "not a database (tracking.uri)" in str(problem("sqlite:///file"))
+    assert "file is no folder" in str(problem("sqlite:///file/mlflow.db"))
+    assert "http://***@127.0.0.1:9 does not answer" in str(problem("http://me:hunter2@127.0.0.1:9"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

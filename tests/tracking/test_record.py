@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import posixpath
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hasten.core.trial import Certificate, Drop, Quality, Result, Trial
 from hasten.tracking import record
 from hasten.tracking.credentials import without_credentials
 
@@ -35,3 +39,36 @@ def test_hides_whatever_stands_before_the_host(user: str) -> None:
 def test_leaves_urls_without_a_user_alone() -> None:
     text = "see http://server:5000/#/experiments and write to me@example.org"
     assert without_credentials(text) == text
+
+
+def test_gives_every_metric_under_its_name_and_the_first_as_quality(trials: Sequence[Trial], result: Result) -> None:
+    recall = Quality(
+        value=0.91,
+        drop=Drop(value=0.02, bound=0.05, confidence=0.99, rows=40, label=3),
+        max_drop=0.1,
+        higher_is_better=True,
+    )
+    evaluation = trials[1].evaluation
+    assert evaluation is not None
+    both = replace(evaluation, metrics={**evaluation.metrics, "recall": recall})
+    figures = record.trial_metrics(replace(trials[1], evaluation=both))
+    assert (figures["quality"], figures["quality_recall"]) == (evaluation.quality, 0.91)
+    assert (figures["drop_recall"], figures["drop_bound_recall"]) == (0.02, 0.05)
+    certificate = replace(result.certificate, metrics={**result.certificate.metrics, "recall": recall})
+    shown = record.result_metrics(replace(result, certificate=certificate))
+    assert (shown["test_quality"], shown["test_drop_bound_recall"]) == (0.987, 0.05)
+
+
+def test_what_nothing_judged_has_no_quality_and_no_figure_that_is_no_number(
+    trials: Sequence[Trial], result: Result
+) -> None:
+    evaluation = trials[1].evaluation
+    assert evaluation is not None
+    unchecked = replace(trials[1], evaluation=replace(evaluation, quality=None, drop=None, metrics={}))
+    assert "quality" not in record.trial_metrics(unchecked)
+    assert "trial_quality" not in record.curve_points(unchecked, unchecked)
+    ended = replace(result, best=unchecked, certificate=Certificate.unchecked("no labels"))
+    shown = record.result_metrics(ended)
+    assert not [name for name in shown if name.startswith("test_")]
+    assert all(math.isfinite(figure) for figure in shown.values())
+    assert record.result_name("digits", ended) == "digits: 1.8x, not certified"

@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from hasten.artefacts.module import forward
 from hasten.core.errors import PassError
-from hasten.core.interfaces import Distillation, Rows, Silent
+from hasten.core.interfaces import Augment, Distillation, Rows, Silent
 from hasten.core.sections import TrainingSettings
+from hasten.tasks.classification import Classification
+from hasten.tasks.regression import Regression
 from hasten.training.fit import fit
 from hasten.training.predict import predict
 
@@ -24,7 +28,8 @@ STEPS = 12
 
 def rows(number=50, seed=0):
     generator = np.random.default_rng(seed)
-    return Rows(inputs=generator.normal(size=(number, 6)).astype(np.float32), targets=generator.integers(0, 3, number))
+    inputs = generator.normal(size=(number, 6)).astype(np.float32)
+    return Rows(inputs={"input": inputs}, targets=generator.integers(0, 3, number))
 
 
 def net():
@@ -32,11 +37,12 @@ def net():
     return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
 
 
-def train(folder, *, model=None, data=None, settings=SETTINGS, progress=None, seed=3, seconds=1e-6, **distillation):
+def train(folder, *, model=None, data=None, settings=SETTINGS, progress=None, seed=3, seconds=1e-6, **more):
     return fit(
         model or net(),
         data or rows(),
         settings,
+        task=more.pop("task", Classification()),
         seed=seed,
         threads=1,
         folder=folder,
@@ -44,7 +50,7 @@ def train(folder, *, model=None, data=None, settings=SETTINGS, progress=None, se
         progress=progress or Silent(),
         what="teacher",
         key="model.training",
-        **distillation,
+        **more,
     )
 
 
@@ -52,6 +58,22 @@ def assert_same(one, two):
     assert one.curves == two.curves
     pairs = zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift(Augment):
+    by: float
+
+    def __call__(self, inputs):
+        return {name: values + self.by for name, values in inputs.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Augment):
+    amount: float = 0.1
+
+    def __call__(self, inputs):
+        return {name: values + self.amount * torch.randn_like(values) for name, values in inputs.items()}
 
 
 class Killed(BaseException):
@@ -125,8 +147,10 @@ def test_a_torn_checkpoint_costs_a_step_and_nothing_else(tmp_path, undisturbed):
         {"data": rows(seed=1)},
         {"settings": TrainingSettings(epochs=3, batch_size=12, lr=0.02, weight_decay=0.01)},
         {"model": nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))},
+        {"task": Classification(label_smoothing=0.1)},
+        {"augment": [Noise(amount=0.1)]},
     ],
-    ids=["seed", "rows", "settings", "initial weights"],
+    ids=["seed", "rows", "settings", "initial weights", "task", "augmentation"],
 )
 def test_never_goes_on_from_another_training(tmp_path, undisturbed, other):
     killed(tmp_path, 6, **other)
@@ -176,10 +200,10 @@ def test_ctrl_c_comes_through_and_stays_possible(tmp_path, undisturbed):
 def test_learns_what_can_be_learnt(tmp_path):
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(400, 6)).astype(np.float32)
-    data = Rows(inputs=inputs, targets=inputs[:, :3].argmax(1))
+    data = Rows(inputs={"input": inputs}, targets=inputs[:, :3].argmax(1))
     settings = TrainingSettings(epochs=15, batch_size=32, lr=0.02, weight_decay=0.0)
     fitted = train(tmp_path, data=data, settings=settings, seconds=1000)
-    assert (predict(fitted.model, inputs, 100).argmax(1) == data.targets).mean() > 0.95
+    assert (predict(fitted.model, data.inputs, 100).argmax(1) == data.targets).mean() > 0.95
     assert fitted.curves["train_loss"][-1] < 0.5 * fitted.curves["train_loss"][0]
     assert not fitted.model.training
 
@@ -192,7 +216,7 @@ def test_is_adamw_under_one_cycle(tmp_path):
     weight, bias = model.weight.detach().double().clone(), model.bias.detach().double().clone()
     moments = {name: [torch.zeros_like(value)] * 2 for name, value in (("weight", weight), ("bias", bias))}
     values = {"weight": weight, "bias": bias}
-    inputs, labels = torch.from_numpy(data.inputs).double(), torch.from_numpy(data.targets)
+    inputs, labels = torch.from_numpy(data.inputs["input"]).double(), torch.from_numpy(data.targets)
     product = [1.0, 1.0]
     for step in range(20):
         lr, beta = one_cycle(step, 20, 0.05)
@@ -274,7 +298,7 @@ def test_no_epochs_leave_the_weights_as_they_are(tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), fitted.model.state_dict().values(), strict=True)
     )
-    assert set(map(len, fitted.curves.values())) == {0}
+    assert fitted.curves == {}
     assert not fitted.model.training
 
 
@@ -297,14 +321,14 @@ def test_refuses_batch_normalization_over_a_single_row(tmp_path):
 class Explosion(Distillation):
     """Becomes infinite where the student has moved far enough."""
 
-    def loss(self, student_BC, teacher_BC, labels_B):
-        return torch.exp(1e3 * (student_BC - teacher_BC).abs().max())
+    def loss(self, student, teacher, targets, task):
+        return torch.exp(1e3 * (student - teacher).abs().max())
 
 
 def test_says_what_to_do_about_a_loss_that_is_no_number(tmp_path):
     data = rows(24)
     with pytest.raises(PassError, match=r"became nan at step 1 of teacher: lower model\.training\.lr \(now 0\.01\)"):
-        train(tmp_path, data=Rows(inputs=data.inputs * np.float32(np.inf), targets=data.targets))
+        train(tmp_path, data=Rows(inputs={"input": data.inputs["input"] * np.float32(np.inf)}, targets=data.targets))
 
 
 def test_notices_a_loss_that_becomes_infinite_on_the_way(tmp_path):
@@ -316,8 +340,8 @@ def test_notices_a_loss_that_becomes_infinite_on_the_way(tmp_path):
 
 
 class Imitation(Distillation):
-    def loss(self, student_BC, teacher_BC, labels_B):
-        return (student_BC - teacher_BC).square().mean()
+    def loss(self, student, teacher, targets, task):
+        return (student - teacher).square().mean()
 
 
 def test_distils_row_by_row_from_the_teacher_and_not_from_the_labels(tmp_path):
@@ -331,6 +355,123 @@ def test_distils_row_by_row_from_the_teacher_and_not_from_the_labels(tmp_path):
     torch.testing.assert_close(fitted.model.weight, teacher.weight, atol=1e-2, rtol=1e-2)
 
 
-def test_refuses_a_distillation_without_a_teacher(tmp_path):
-    with pytest.raises(ValueError, match="needs teacher outputs"):
-        train(tmp_path, loss=Imitation())
+def test_a_distillation_is_lent_the_tasks_own_loss(tmp_path):
+    class Both(Distillation):
+        def loss(self, student, teacher, targets, task):
+            return 0 * teacher.sum() + task.loss(student, targets)
+
+    data = rows(24)
+    settings = TrainingSettings(epochs=2, batch_size=12, lr=0.05, weight_decay=0.0)
+    taught = {"loss": Both(), "teacher_outputs": np.zeros((24, 3), np.float32)}
+    model = nn.Linear(6, 3)
+    alone = train(tmp_path / "alone", model=model, data=data, settings=settings)
+    assert_same(train(tmp_path / "taught", model=model, data=data, settings=settings, **taught), alone)
+
+
+def test_refuses_a_distillation_without_a_teacher_and_a_teacher_without_a_distillation(tmp_path):
+    for half in ({"loss": Imitation()}, {"teacher": net()}, {"teacher_outputs": np.zeros((50, 3), np.float32)}):
+        with pytest.raises(ValueError, match="a distillation loss needs a teacher, and a teacher needs a distillation"):
+            train(tmp_path, **half)
+
+
+def test_stored_answers_do_not_go_with_rows_that_are_changed_at_random(tmp_path):
+    outputs = np.zeros((50, 3), np.float32)
+    with pytest.raises(ValueError, match="are not its outputs for what augmentation makes of them"):
+        train(tmp_path, augment=[Noise()], loss=Imitation(), teacher_outputs=outputs)
+
+
+def test_every_batch_is_changed_anew_and_the_rows_are_not(tmp_path):
+    seen = []
+
+    class Spy(nn.Linear):
+        def forward(self, x):
+            seen.append(x.detach().clone())
+            return super().forward(x)
+
+    data = rows(12)
+    data.inputs["input"][:, 0] = 10 * np.arange(12)
+    before = data.inputs["input"].copy()
+    train(tmp_path, model=Spy(6, 3), data=data, augment=[Shift(by=10.0), Noise(amount=0.1)])
+    assert len(seen) == 3
+    # Each batch is all rows; their first column tells which is which.
+    changed = [batch[batch[:, 0].argsort()].numpy() for batch in seen]
+    assert all(0 < np.abs(batch - (before + 10)).max() < 1 for batch in changed)
+    assert not np.array_equal(changed[0], changed[1])
+    np.testing.assert_array_equal(data.inputs["input"], before)
+
+
+def test_the_teacher_answers_the_changed_rows_and_does_not_learn(tmp_path):
+    data, teacher = rows(60), nn.Linear(6, 3)
+    before = teacher.weight.detach().clone()
+    settings = TrainingSettings(epochs=100, batch_size=20, lr=0.1, weight_decay=0.0)
+    taught = {"augment": [Shift(by=2.0), Noise(amount=0.5)], "loss": Imitation(), "teacher": teacher}
+    fitted = train(tmp_path, model=nn.Linear(6, 3), data=data, settings=settings, seconds=1000, **taught)
+    shifted = {"input": data.inputs["input"] + 2}
+    np.testing.assert_allclose(predict(fitted.model, shifted, 60), predict(teacher, shifted, 60), atol=0.1)
+    assert torch.equal(teacher.weight, before)
+    assert teacher.weight.grad is None
+
+
+@pytest.mark.parametrize("online", [False, True], ids=["alone", "with a teacher on-line"])
+def test_a_killed_training_on_changing_rows_ends_as_if_it_had_not_been(tmp_path, online):
+    changing = {"augment": [Shift(by=0.5), Noise(amount=0.3)]}
+    if online:
+        changing |= {"loss": Imitation(), "teacher": net().eval()}
+    undisturbed = train(tmp_path / "undisturbed", seconds=1000, **changing)
+    for step in (1, 6, 9):
+        killed(tmp_path / "killed", step, **changing)
+    progress = Recorded()
+    assert_same(train(tmp_path / "killed", progress=progress, **changing), undisturbed)
+    assert progress.steps[0] == 8
+    still = train(tmp_path / "still", seconds=1000, **{**changing, "augment": [Shift(by=0.5)]})
+    assert still.curves["train_loss"] != undisturbed.curves["train_loss"]
+
+
+def test_never_goes_on_from_a_training_under_another_teacher(tmp_path):
+    def taught(bias):
+        teacher = nn.Linear(6, 3)
+        nn.init.zeros_(teacher.weight)
+        nn.init.constant_(teacher.bias, bias)
+        return {"loss": Imitation(), "teacher": teacher}
+
+    killed(tmp_path / "killed", 6, **taught(1.0))
+    assert_same(train(tmp_path / "killed", **taught(2.0)), train(tmp_path / "alone", **taught(2.0)))
+
+
+class Gated(nn.Module):
+    """Takes two inputs by their names."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(5, 4), nn.Linear(6, 1)
+
+    def forward(self, size, ids):
+        return self.head(torch.cat([self.words(ids).mean(1), size], 1))
+
+
+def gated_rows(number=40):
+    draw = np.random.default_rng(5)
+    inputs = {"ids": draw.integers(0, 5, (number, 3)), "size": draw.normal(size=(number, 2)).astype(np.float32)}
+    return Rows(inputs=inputs, targets=(2 * inputs["size"][:, :1] + (inputs["ids"] == 1).sum(1, keepdims=True)))
+
+
+def test_several_inputs_and_numbers_to_predict(tmp_path):
+    data = gated_rows(200)
+    data = Rows(inputs=data.inputs, targets=data.targets.astype(np.float32))
+    torch.manual_seed(0)
+    settings = TrainingSettings(epochs=40, batch_size=40, lr=0.1, weight_decay=0.0)
+    fitted = train(tmp_path, model=Gated(), data=data, settings=settings, task=Regression(), seconds=1000)
+    outputs = predict(fitted.model, data.inputs, 64)
+    assert np.mean((outputs - data.targets) ** 2) < 0.05 * data.targets.var()
+    assert sorted(fitted.curves) == ["lr", "train_loss"]
+    assert all(len(values) == 40 for values in fitted.curves.values())
+
+
+def test_curves_of_numbers_are_the_mean_of_the_tasks_loss(tmp_path):
+    data, model = gated_rows(), Gated()
+    data = Rows(inputs=data.inputs, targets=data.targets.astype(np.float32))
+    settings = TrainingSettings(epochs=1, batch_size=10, lr=1e-12, weight_decay=0.0)
+    curves = train(tmp_path, model=model, data=data, settings=settings, task=Regression(), seconds=1000).curves
+    with torch.no_grad():
+        errors = forward(model, {name: torch.from_numpy(values) for name, values in data.inputs.items()}).numpy()
+    assert curves["train_loss"][0] == pytest.approx(np.mean((errors - data.targets) ** 2), rel=1e-4)

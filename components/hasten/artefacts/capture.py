@@ -10,26 +10,27 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch.export import ExportedProgram
 
+from hasten.artefacts.module import example, forward
 from hasten.artefacts.operators import kind
 from hasten.core.errors import PassError
-from hasten.core.interfaces import Graph, Signature
+from hasten.core.interfaces import Columns, Graph, Input, Signature
 
 OPSET = 18
 """The opset that PyTorch's exporter writes natively, without a conversion."""
-INPUT, OUTPUT = "input", "output"
+OUTPUT = "output"
 
 _ONNX, _REFERENCE, _SIGNATURE, _COST = "model.onnx", "reference.safetensors", "signature.json", "cost.json"
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _DROPOUTS = frozenset({"dropout", "alpha_dropout", "feature_dropout"})
 
 
@@ -61,25 +62,27 @@ class GraphCost:
 
 
 def write_graph(
-    module: torch.nn.Module, module_folder: Path, signature: Signature, rows: NDArray[np.float32], folder: Path
+    module: torch.nn.Module, module_folder: Path, signature: Signature, rows: Columns, folder: Path
 ) -> Graph:
     """Captures a module and writes the graph, its cost, its signature and reference outputs into the folder.
 
     Args:
         module_folder: where the module artefact of `module` lies.
-        rows: normalised inputs (B, *input_shape) whose eager outputs engines are compared with.
+        rows: inputs (B, *shape) whose eager outputs engines are compared with.
 
     Raises:
         PassError: the module can't be captured.
     """
-    program = capture(module, signature.input_shape)
-    to_onnx(program, folder / _ONNX)
+    program = capture(module, signature)
+    to_onnx(program, signature, folder / _ONNX)
+    lengths_fixed = replace(signature, inputs=tuple(replace(each, dynamic=()) for each in signature.inputs))
+    counted = program if lengths_fixed == signature else capture(module, lengths_fixed)
     eager = copy.deepcopy(module).eval()
     with torch.inference_mode():
-        outputs_BC = eager(torch.tensor(rows)).numpy()
-    reference = {"inputs": np.ascontiguousarray(rows), "outputs": np.ascontiguousarray(outputs_BC)}
-    save_file(reference, folder / _REFERENCE)
-    _write_json(folder / _COST, count(program).to_dict())
+        outputs = forward(eager, {name: torch.tensor(values) for name, values in rows.items()}).numpy()
+    reference = {f"inputs.{name}": np.ascontiguousarray(values) for name, values in rows.items()}
+    save_file({**reference, "outputs": np.ascontiguousarray(outputs)}, folder / _REFERENCE)
+    _write_json(folder / _COST, count(counted).to_dict())
     _write_json(folder / _SIGNATURE, signature.to_dict())
     return read_graph(folder, module_folder)
 
@@ -101,33 +104,46 @@ def read_cost(folder: Path) -> GraphCost:
     return GraphCost.from_dict(json.loads((folder / _COST).read_text(encoding="utf-8")))
 
 
-def capture(module: torch.nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
-    """The module in eval mode as a graph with a dynamic batch dimension. The module itself stays as it is.
+def capture(module: torch.nn.Module, signature: Signature) -> ExportedProgram:
+    """The module in eval mode as a graph with a dynamic batch, and dynamic lengths where the signature declares them.
+
+    The module itself stays as it is. Axes that are dynamic in several inputs at the same place are one length.
 
     Raises:
         PassError: torch.export refused it, with the first line of its reason.
     """
     # A captured GraphModule (PT2E) refuses eval(); it was captured in eval mode.
     frozen = module if isinstance(module, torch.fx.GraphModule) else copy.deepcopy(module).eval()
-    example = torch.zeros(2, *input_shape)  # a batch of 1 would be taken for a constant
+    inputs = example(signature.inputs)
+    named = len(inputs) > 1
+    axes = {each.name: _dynamic_axes(each) for each in signature.inputs}
     try:
         with quiet():
-            return torch.export.export(frozen, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            return torch.export.export(
+                frozen,
+                () if named else tuple(inputs.values()),
+                inputs if named else None,
+                dynamic_shapes=axes if named else tuple(axes.values()),
+            )
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        raise PassError(
-            f"the model can't be captured by torch.export with an input of shape {('batch', *input_shape)}: {reason}"
-        ) from error
+        shapes = ", ".join(f"{each.name} {('batch', *each.shape)}" for each in signature.inputs)
+        raise PassError(f"the model can't be captured by torch.export with {shapes}: {reason}") from error
 
 
-def to_onnx(program: ExportedProgram, file: Path) -> None:
+def _dynamic_axes(source: Input) -> dict[int, Any]:
+    lengths = {axis + 1: torch.export.Dim(f"length{axis}", max=source.shape[axis]) for axis in source.dynamic}
+    return {0: torch.export.Dim("batch"), **lengths}
+
+
+def to_onnx(program: ExportedProgram, signature: Signature, file: Path) -> None:
     """Writes the graph as one ONNX file with a dynamic batch; the same weights and code give the same bytes."""
     with quiet():
         exported = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[INPUT],
+            input_names=list(signature.names),
             output_names=[OUTPUT],
             verbose=False,
         )
@@ -142,8 +158,13 @@ def write_onnx(model: onnx.ModelProto, file: Path) -> None:
     bare.ClearField("metadata_props")
     bare.ClearField("doc_string")
     _clean(bare.graph)
+    lengths: dict[str, str] = {}
     for value in (*bare.graph.input, *bare.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        batch, *others = value.type.tensor_type.shape.dim
+        batch.dim_param = "batch"
+        for size in others:
+            if size.dim_param:
+                size.dim_param = lengths.setdefault(size.dim_param, f"length{len(lengths)}")
     file.write_bytes(bare.SerializeToString(deterministic=True))
 
 
@@ -167,7 +188,7 @@ def _clean(graph: onnx.GraphProto) -> None:
 
 
 def count(program: ExportedProgram) -> GraphCost:
-    """Arithmetic and traffic of one row, from the shapes in the graph."""
+    """Arithmetic and traffic of one row, from the shapes in the graph; lengths have to be captured as fixed."""
     flops: Counter[str] = Counter()
     num_bytes: Counter[str] = Counter()
     calls: Counter[str] = Counter()
@@ -219,6 +240,9 @@ def _multiply_adds(node: torch.fx.Node) -> int:
     name = _name(node)
     inputs = [argument.meta["val"] for argument in node.args if isinstance(argument, torch.fx.Node)]
     (output, *_) = _outputs(node)
+    if name in _RECURRENT:
+        steps = _numel(inputs[0]) // _shape(inputs[0])[-1]
+        return steps * sum(_numel(tensor) for tensor in _inputs(node)[1:] if tensor.ndim == 2)
     if name.startswith("conv_transpose"):
         return _numel(inputs[0]) * math.prod(_shape(inputs[1])[1:])
     if name.startswith("conv"):
@@ -278,6 +302,10 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=DeprecationWarning)
+        # Every LSTM and GRU assigns them; they are the parameters themselves.
+        warnings.filterwarnings(
+            "ignore", message=r".*_flat_weights.* were assigned during export", category=UserWarning
+        )
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

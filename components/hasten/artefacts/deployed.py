@@ -6,72 +6,129 @@ what the engine compiled. Nothing in it is executed when it is read: graphs, wei
 
 from __future__ import annotations
 
+import inspect
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hasten.core.construct import construct
+from hasten.core.construct import construct, locate
 from hasten.core.errors import ConfigError, HastenError
-from hasten.core.files import read_json, write_json
-from hasten.core.interfaces import Engine, Runner, Signature
+from hasten.core.files import read_json, write_text
+from hasten.core.interfaces import Columns, Engine, Runner, Signature, Transform
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 MODEL = "model.json"
-FORMAT = 1
-BOOK_KEEPING = ("stage.json", "compiled.json", "engine.json", "resume*")
+FORMAT = 2
+BOOK_KEEPING = ("stage.json", "compiled.json", "engine.json", "profiled.pt2", "resume*")
 """What lies beside a compiled model in the store and is not deployed."""
-OUR_ENGINES, OUR_MODELS = "hasten.engines.", "hasten.models."
+OUR_ENGINES, OUR_MODELS, OUR_TRANSFORMS = "hasten.engines.", "hasten.models.", "hasten.data.transforms."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A deployed model. Call it with raw rows (B, *input_shape); it gives outputs (B, *output_shape) as float32.
+    """A deployed model: raw rows in, outputs (B, *output_shape) as float32 out.
+
+    It is called with one argument a column, in order or by name: numbers as arrays (B, ...), texts and encoded images
+    or sounds as lists of `str` or `bytes`.
 
     Attributes:
-        signature: shapes per row.
+        columns: of the raw rows: name -> shape of one row, or `text` or `bytes`.
+        signature: of the model behind the preprocessing, per row.
         engine: name of the engine and its settings.
         provenance: what it was made from and what was measured.
+        transforms: the preprocessing, fitted on the training rows.
     """
 
+    columns: Mapping[str, tuple[int, ...] | str]
     signature: Signature
     engine: Mapping[str, Any]
     provenance: Mapping[str, Any]
-    mean: NDArray[np.float32] | None
-    std: NDArray[np.float32] | None
+    transforms: Sequence[Transform]
     runner: Runner
 
-    def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+    def __call__(self, *rows: Any, **named: Any) -> NDArray[np.float32]:
         """Preprocesses and runs the rows.
 
         Raises:
-            HastenError: the rows' shape or type is not what the model takes.
+            HastenError: the rows' number, shape or type is not what the model takes.
         """
         import numpy as np
 
-        checked = self._checked(rows)
-        if self.mean is not None and self.std is not None:
-            checked = (checked - self.mean) / self.std
-        outputs: NDArray[np.float32] = self.runner(np.ascontiguousarray(checked, dtype=np.float32))
+        columns: Columns = self._checked(self._by_name(rows, named))
+        for transform in self.transforms:
+            columns = transform(columns)
+        for each in self.signature.inputs:
+            if each.dtype == "int64" and columns[each.name].dtype.kind == "f":
+                raise HastenError(f"{self._who(each.name)} takes whole numbers, got {columns[each.name].dtype}")
+        inputs = [np.ascontiguousarray(columns[each.name], dtype=each.dtype) for each in self.signature.inputs]
+        outputs: NDArray[np.float32] = self.runner(*inputs)
         return outputs
 
-    def _checked(self, rows: Any) -> NDArray[Any]:
+    def _by_name(self, rows: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        given = {**dict(zip(self.columns, rows, strict=False)), **named}
+        if len(rows) + len(named) != len(self.columns) or given.keys() != self.columns.keys():
+            got = ", ".join([*(f"{len(rows)} by place" for _ in rows[:1]), *named]) or "nothing"
+            raise HastenError(f"the model takes {', '.join(self.columns)}, got {got}")
+        return given
+
+    def _checked(self, given: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        checked = {}
+        for name, shape in self.columns.items():
+            rows = given[name]
+            checked[name] = (
+                self._objects(name, rows, shape) if isinstance(shape, str) else self._numbers(name, rows, shape)
+            )
+            if len(checked[name]) == 0:
+                raise HastenError(f"{self._who(name)} takes at least one row, got none")
+        if len({len(values) for values in checked.values()}) > 1:
+            counts = ", ".join(f"{len(values)} of {name}" for name, values in checked.items())
+            raise HastenError(f"the model takes as many rows of each, got {counts}")
+        return checked
+
+    def _objects(self, name: str, rows: Any, kind: str) -> NDArray[Any]:
         import numpy as np
 
-        wanted = f"(rows, {', '.join(map(str, self.signature.input_shape))})"
+        if isinstance(rows, np.ndarray) and rows.dtype.kind in "fiu" and kind == "bytes":
+            return rows  # decoded already: the transform says whether it takes them
+        wanted = str if kind == "text" else bytes
+        several = isinstance(rows, list | tuple) or (isinstance(rows, np.ndarray) and rows.ndim == 1)
+        strangers = {type(row).__name__ for row in rows if not isinstance(row, wanted)} if several else set()
+        if not several or strangers:
+            given = f"a list with {', '.join(sorted(strangers))}" if several else type(rows).__name__
+            raise HastenError(f"{self._who(name)} takes a list of {wanted.__name__}, one a row, got {given}")
+        return np.array([*rows, None], dtype=object)[:-1]  # the None keeps NumPy from looking into the rows
+
+    def _numbers(self, name: str, rows: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+        import numpy as np
+
+        wanted = f"(rows, {', '.join(map(str, shape))})" if shape else "(rows,)"
         if not isinstance(rows, np.ndarray):
-            raise HastenError(f"the model takes a NumPy array of shape {wanted}, got {type(rows).__name__}")
+            raise HastenError(f"{self._who(name)} takes a NumPy array of shape {wanted}, got {type(rows).__name__}")
         if rows.dtype.kind not in "fiu":
-            raise HastenError(f"the model takes numbers (float or integer arrays), got dtype {rows.dtype}")
-        if rows.shape[1:] != self.signature.input_shape or rows.ndim == 0:
-            raise HastenError(f"the model takes rows of shape {wanted}, got {rows.shape}")
-        if len(rows) == 0:
-            raise HastenError(f"the model takes at least one row of shape {wanted}, got none")
-        return rows.astype(np.float32, copy=False)
+            raise HastenError(f"{self._who(name)} takes numbers (float or integer arrays), got dtype {rows.dtype}")
+        dynamic = next((each.dynamic for each in self.signature.inputs if each.name == name), ())
+        if not _fits(rows.shape, shape, dynamic):
+            raise HastenError(f"{self._who(name)} takes rows of shape {wanted}, got {rows.shape}")
+        return rows
+
+    def _who(self, name: str) -> str:
+        return "the model" if len(self.columns) == 1 else f"{name} of the model"
+
+
+def _fits(given: tuple[int, ...], row: tuple[int, ...], dynamic: Sequence[int]) -> bool:
+    """Whether an array of rows has the shape of the row, or less along dynamic axes."""
+    if len(given) != len(row) + 1:
+        return False
+    return all(
+        size == most or (axis in dynamic and 0 < size < most)
+        for axis, (size, most) in enumerate(zip(given[1:], row, strict=True))
+    )
 
 
 def deployable_bytes(compiled: Path) -> int:
@@ -84,31 +141,37 @@ def deploy(
     compiled: Path,
     folder: Path,
     *,
+    columns: Mapping[str, Sequence[int] | str],
     signature: Signature,
     engine: Mapping[str, Any],
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    transforms: Sequence[Mapping[str, Any]],
     provenance: Mapping[str, Any],
+    card: str,
 ) -> None:
     """Copies what an engine compiled into `folder` and writes its `model.json`; the folder appears whole or not at all.
 
     Args:
-        mean: per channel, subtracted from the rows; None where they go in as they are.
+        columns: of the raw rows, as of `Model`.
         engine: the engine's config node, `_target_` and settings.
+        transforms: config nodes of the fitted preprocessing.
+        card: what people should know of the model, in Markdown; becomes `README.md`.
     """
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(compiled, aside, ignore=shutil.ignore_patterns(*BOOK_KEEPING))
-    write_json(
-        aside / MODEL,
-        {
-            "format": FORMAT,
-            "signature": signature.to_dict(),
-            "preprocessing": {"mean": mean, "std": std},
-            "engine": dict(engine),
-            "provenance": dict(provenance),
+    description = {
+        "format": FORMAT,
+        "signature": signature.to_dict(),
+        "preprocessing": {
+            "columns": {name: _plain(shape) for name, shape in columns.items()},
+            "transforms": [dict(node) for node in transforms],
         },
-    )
+        "engine": dict(engine),
+        "provenance": dict(provenance),
+    }
+    # Keys unsorted: columns go in by their place.
+    write_text(aside / MODEL, json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+    write_text(aside / "README.md", card)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 
@@ -118,41 +181,50 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Model:
 
     Args:
         path: the `model/` folder of a run.
-        trust: top-level packages, beside hasten, whose code the artefact may name (an engine of yours).
+        trust: top-level packages, beside hasten, whose code the artefact may name (an engine of yours); `native code`
+            for an artefact that holds compiled machine code.
 
     Raises:
         HastenError: it is no such folder, names code that is not trusted, or the engine is not there.
     """
-    import numpy as np
-
     folder = Path(path)
     description = _description(folder)
-    node = description["engine"]
+    node, preprocessing = description["engine"], description["preprocessing"]
     _check_trusted(folder, str(node["_target_"]), OUR_ENGINES, "engine", trust)
+    for each in preprocessing["transforms"]:
+        _check_trusted(folder, str(each["_target_"]), OUR_TRANSFORMS, "transform", trust)
     # Only where the module itself is run: other engines run a graph.
     if (folder / "module.json").is_file():
         arch = read_json(folder / "module.json")["arch"]
         _check_trusted(folder, str(arch["_target_"]), OUR_MODELS, "model", trust)
-    try:
-        engine = construct(node, "engine")
-    except ConfigError as error:
-        raise HastenError(f"{folder}: {error}") from error
+    engine, transforms = _constructed(folder, node, "engine"), preprocessing["transforms"]
     if not isinstance(engine, Engine):
         raise HastenError(f"{folder}: {node['_target_']} is no engine")
-    signature = Signature.from_dict(description["signature"])
-    extra_axes = (1,) * (len(signature.input_shape) - 1)
-    mean, std = (
-        None if values is None else np.asarray(values, np.float32).reshape(-1, *extra_axes)
-        for values in (description["preprocessing"]["mean"], description["preprocessing"]["std"])
-    )
+    if engine.native_code and "native code" not in trust:
+        raise HastenError(
+            f"{folder} holds compiled native code, which runs when it is loaded: load(..., trust=['native code']) if "
+            "you trust who made it"
+        )
+    columns = preprocessing["columns"]
     return Model(
-        signature=signature,
+        columns={name: shape if isinstance(shape, str) else tuple(shape) for name, shape in columns.items()},
+        signature=Signature.from_dict(description["signature"]),
         engine=node,
         provenance=description["provenance"],
-        mean=mean,
-        std=std,
+        transforms=tuple(_constructed(folder, each, "transform") for each in transforms),
         runner=engine.load(folder),
     )
+
+
+def _plain(shape: Sequence[int] | str) -> list[int] | str:
+    return shape if isinstance(shape, str) else list(shape)
+
+
+def _constructed(folder: Path, node: Mapping[str, Any], key: str) -> Any:
+    try:
+        return construct(node, key)
+    except ConfigError as error:
+        raise HastenError(f"{folder}: {error}") from error
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -174,11 +246,20 @@ def _description(folder: Path) -> dict[str, Any]:
 def _check_trusted(folder: Path, target: str, ours: str, what: str, trust: Sequence[str]) -> None:
     """Refuses code that loading would run, unless it is an engine or model of hasten or of a trusted package.
 
-    Not everything of hasten is harmless: `hasten.run` would take any class that the artefact names.
+    Not everything of hasten is harmless: `hasten.run` would take any class that the artefact names, and beside the
+    engines lie functions that write files.
     """
     package = target.partition(".")[0]
-    if package in trust or target.startswith(ours):
+    if package in trust or (target.startswith(ours) and _is_class_of(folder, target, ours, what)):
         return
     if package == "hasten":
         raise HastenError(f"{folder}: {target} is no {what} of hasten")
     raise HastenError(f"{folder} wants code of the package {package!r}: load(..., trust=[{package!r}]) if you trust it")
+
+
+def _is_class_of(folder: Path, target: str, ours: str, what: str) -> bool:
+    try:
+        component = locate(target, what)
+    except ConfigError as error:
+        raise HastenError(f"{folder}: {error}") from error
+    return inspect.isclass(component) and component.__module__.startswith(ours)

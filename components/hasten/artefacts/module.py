@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,39 +22,79 @@ from torch.nn.parameter import is_lazy
 
 from hasten.core.construct import locate
 from hasten.core.errors import ConfigError, HastenError
+from hasten.core.interfaces import Input
 
-_SHOWN = 3
+_SHOWN, _LISTED = 3, 10
+_ALIKE, _VERY_ALIKE = 0.5, 0.6
+"""Likeness, in [0, 1], from which a name is suggested: of a tensor of the same shape, and of another."""
 
 
 def build(
-    arch: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int, *, seed: int, key: str = "model.arch"
+    arch: Mapping[str, Any],
+    inputs: Sequence[Input],
+    output_shape: tuple[int, ...] | None,
+    *,
+    seed: int,
+    facts: Mapping[str, int] = MappingProxyType({}),
+    key: str = "model.arch",
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Constructs a model for the data and tries it on two rows.
 
     Args:
-        arch: `_target_` and the constructor's arguments; `input_shape` and `num_classes` are filled in where the
-            constructor takes them and they are null or absent.
-        input_shape: of one row.
-        num_classes: of the data.
+        arch: `_target_` and the constructor's arguments; `input_shape` (of the first input), `num_outputs` or
+            `num_classes`, and what `facts` names are filled in where the constructor takes them and they are null or
+            absent.
+        inputs: of the data.
+        output_shape: of one row, as the task wants it; None where the model decides.
         seed: of the initial weights; torch's generator is left as it was.
+        facts: what the data's transforms know, such as `vocabulary_size`.
         key: how the config names `arch`.
 
     Returns:
         The model in training mode, and `arch` as it was filled in.
 
     Raises:
-        ConfigError: it can't be constructed, does not run on such rows, or does not give one output per class.
+        ConfigError: it can't be constructed, does not run on such rows, or gives other outputs.
     """
     constructor = locate(arch["_target_"], key)
-    filled = {**arch, **_arguments_from_data(constructor, arch, input_shape, num_classes)}
+    known: dict[str, Any] = {"input_shape": list(inputs[0].shape), **facts}
+    if output_shape is not None:
+        known |= dict.fromkeys(("num_outputs", "num_classes"), math.prod(output_shape))
+    filled = {**arch, **_arguments_from_data(constructor, arch, known)}
+    _check_complete(constructor, filled, key)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = _construct(constructor, filled, key)
     name = arch["_target_"].rpartition(".")[2]
     if any(is_lazy(tensor) for tensor in _tensors(module).values()):
         raise ConfigError(f"{key}: {name} has lazy layers, which can't be rebuilt from its arguments: give their sizes")
-    _check_outputs(module, input_shape, num_classes, f"{key}: {name}")
-    return module, filled
+    _check_outputs(module, inputs, output_shape, f"{key}: {name}")
+    # What was read from a folder of the user's has to be rebuilt without it.
+    portable: Callable[[], dict[str, Any]] | None = getattr(module, "portable_arguments", None)
+    return module, filled | (portable() if portable else {})
+
+
+def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Outputs of a model for one input, which goes in as it is, or for several, which go in by their names."""
+    outputs: Tensor = model(*inputs.values()) if len(inputs) == 1 else model(**inputs)
+    return outputs
+
+
+def output_shape(model: nn.Module, inputs: Sequence[Input]) -> tuple[int, ...]:
+    """What the model gives for one row."""
+    training = model.training
+    with torch.no_grad():
+        outputs = forward(model.eval(), example(inputs))
+    model.train(training)
+    return tuple(outputs.shape[1:])
+
+
+def example(inputs: Sequence[Input], rows: int = 2) -> dict[str, Tensor]:
+    """Rows that every model for these inputs takes: ones, which are a known token, an open mask and a number.
+
+    Two rows by default, because torch.export takes a batch of one for a constant.
+    """
+    return {each.name: torch.ones(rows, *each.shape, dtype=getattr(torch, each.dtype)) for each in inputs}
 
 
 def save(folder: Path, arch: Mapping[str, Any], model: nn.Module, surgery: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -140,38 +184,55 @@ def resized(before: nn.Module, after: nn.Module) -> dict[str, Any]:
     return changes
 
 
-def load_weights(model: nn.Module, file: Path, key: str = "model.checkpoint") -> None:
+def load_weights(
+    model: nn.Module,
+    file: Path,
+    key: str = "model.checkpoint",
+    mapping: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Loads trained weights into the model: all of them, and nothing else.
 
     Args:
         file: `.safetensors`, or a state dict that `torch.load(weights_only=True)` reads, at the top or under
             `state_dict`. Prefixes `module.`, `model.` and `_orig_mod.`, which wrappers leave, are stripped where that
             makes the names match.
+        mapping: regular expression -> replacement, as of `re.sub`, applied in order to the names of the file, with or
+            without the prefixes of wrappers. The config has it under `key` with `_keys` at its end.
 
     Raises:
-        ConfigError: the file is missing, unreadable or does not fit the model.
+        ConfigError: the file is missing, unreadable or does not fit the model, or the mapping is wrong: it is no
+            regular expression, matches no name, or leads two names to one.
     """
-    weights = _read_weights(file, key)
+    _check_mapping(mapping, f"{key}_keys")
     shapes = {name: value.shape for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    while weights.keys().isdisjoint(shapes) and (stripped := _stripped(weights)) is not None:
-        weights = stripped
+    weights = _by_the_models_names(_read_weights(file, key), shapes, mapping, f"{key}_keys")
     # Counters of batches: absent from many checkpoints, and without effect unless a momentum is None.
-    weights = {name: torch.tensor(0) for name in shapes if name.endswith("num_batches_tracked")} | weights
-    problems = _misfits(shapes, weights)
+    weights = {name: torch.tensor(0) for name in shapes if _counts_batches(name)} | weights
+    problems = _misfits(shapes, weights, _meant(shapes, weights))
     if problems:
+        problems += _remedy(shapes, weights, f"{key}_keys")
         raise ConfigError(*(f"{key}={file} does not fit {type(model).__name__}: {problem}" for problem in problems))
     model.load_state_dict(weights)
 
 
-def _arguments_from_data(
-    constructor: Any, arch: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int
-) -> dict[str, Any]:
+def _arguments_from_data(constructor: Any, arch: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     try:
         parameters = inspect.signature(constructor).parameters
     except (TypeError, ValueError):
         return {}
-    known = {"input_shape": list(input_shape), "num_classes": num_classes}
     return {name: value for name, value in known.items() if name in parameters and arch.get(name) is None}
+
+
+def _check_complete(constructor: Any, filled: Mapping[str, Any], key: str) -> None:
+    """Refuses what the config leaves to the data and the data don't say."""
+    try:
+        parameters = inspect.signature(constructor).parameters
+    except (TypeError, ValueError):
+        return
+    for name in ("num_outputs", "num_classes", "vocabulary_size"):
+        required = name in parameters and parameters[name].default is inspect.Parameter.empty
+        if required and filled.get(name) is None:
+            raise ConfigError(f"{key}.{name} has no value, and the data don't say it: {key}.{name}=...")
 
 
 def _construct(constructor: Any, arch: Mapping[str, Any], key: str) -> nn.Module:
@@ -189,23 +250,29 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _check_outputs(module: nn.Module, input_shape: tuple[int, ...], num_classes: int, who: str) -> None:
+def _check_outputs(module: nn.Module, inputs: Sequence[Input], output_shape: tuple[int, ...] | None, who: str) -> None:
+    shapes = ", ".join(f"{each.name} {each.shape}" if len(inputs) > 1 else str(each.shape) for each in inputs)
     try:
         with torch.no_grad():
-            outputs = module.eval()(torch.zeros(2, *input_shape))
+            outputs = forward(module.eval(), example(inputs))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{who} does not run on rows of shape {input_shape}: {reason}") from error
+        raise ConfigError(f"{who} does not run on rows of shape {shapes}: {reason}") from error
     finally:
         module.train()
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != 2:
+    wanted = "(2, ...)" if output_shape is None else str((2, *output_shape)).replace("'", "")
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or len(outputs) != 2:
         given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ConfigError(f"{who} must give (2, classes) for 2 rows of shape {input_shape}, got {given}")
-    if outputs.shape[1] != num_classes:
+        raise ConfigError(f"{who} must give {wanted} for 2 rows of shape {shapes}, got {given}")
+    if output_shape is not None and tuple(outputs.shape[1:]) != output_shape:
         raise ConfigError(
-            f"{who} gives {outputs.shape[1]} outputs, data has {num_classes} classes (labels 0..{num_classes - 1}): "
-            "make them equal"
+            f"{who} gives {_outputs_told(tuple(outputs.shape[1:]))} a row, data.targets has "
+            f"{_outputs_told(output_shape)} (for classes: labels 0..{output_shape[-1] - 1}): make them equal"
         )
+
+
+def _outputs_told(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} outputs" if len(shape) == 1 else f"outputs of shape {shape}"
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -248,16 +315,27 @@ def _resize(module: nn.Module, changes: Mapping[str, Any]) -> None:
             setattr(part, attribute, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 
-def _misfits(shapes: Mapping[str, torch.Size], weights: Mapping[str, Tensor]) -> list[str]:
+def _misfits(
+    shapes: Mapping[str, torch.Size],
+    weights: Mapping[str, Tensor],
+    meant: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
     missing = [name for name in shapes if name not in weights]
-    unexpected = [name for name in weights if name not in shapes]
+    unexpected = [
+        f"{name} (did you mean {meant[name]}?)" if name in meant else name for name in _unexpected(shapes, weights)
+    ]
     misshaped = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(shape)}"
         for name, shape in shapes.items()
         if name in weights and weights[name].shape != shape
     ]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
-    return [f"{len(names)} {what}: {_some(names)}" for what, names in found.items() if names]
+    return [f"{len(names)} {what}: {_listed(names)}" for what, names in found.items() if names]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _some(names: Iterable[str]) -> str:
@@ -271,9 +349,8 @@ def _read_weights(file: Path, key: str) -> dict[str, Tensor]:
     try:
         content = _load(file)
     except Exception as error:  # a damaged or foreign pickle may raise anything
-        reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{key}={file} can't be read as .safetensors or as a state dict of tensors alone: {reason}"
+            f"{key}={file} can't be read as .safetensors or as a state dict of tensors alone: {_refusal(error)}"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -288,6 +365,137 @@ def _load(file: Path) -> Any:
 
         return load_file(file)
     return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _refusal(error: Exception) -> str:
+    """What `torch.load` and safetensors say in a screenful, in a few words."""
+    if (stranger := re.search(r"GLOBAL (\S+)", str(error))) is not None:
+        return f"it holds {stranger[1]}, and code in a file is never run; save model.state_dict() alone"
+    if "TorchScript" in str(error):
+        return "it is a TorchScript program; save model.state_dict() instead"
+    return "it is damaged or of another format"
+
+
+def _check_mapping(mapping: Mapping[str, str], key: str) -> None:
+    for pattern, replacement in mapping.items():
+        if not (isinstance(pattern, str) and isinstance(replacement, str)):
+            raise ConfigError(f"{key} must lead from texts to texts, got {pattern!r}: {replacement!r}")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{key}: {pattern} is no regular expression: {error}") from error
+
+
+def _by_the_models_names(
+    weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], mapping: Mapping[str, str], key: str
+) -> dict[str, Tensor]:
+    """The weights by their names after the mapping, and without wrappers' prefixes where that makes some name match."""
+    forms = [dict(weights)]
+    while (stripped := _stripped(forms[-1])) is not None:
+        forms.append(stripped)
+    named, idle = None, []
+    for form in forms:  # a mapping may be written for the names with wrappers' prefixes or without
+        idle = _idle(form, mapping, key)
+        if not idle:
+            named = _renamed(form, mapping, key)
+            while named.keys().isdisjoint(shapes) and (stripped := _stripped(named)) is not None:
+                named = stripped
+            if not named.keys().isdisjoint(shapes):
+                return named
+    if named is None:
+        raise ConfigError(f"{key}: {', '.join(idle)} matches none of the names, which are {_listed(list(forms[-1]))}")
+    return named
+
+
+def _renamed(weights: Mapping[str, Tensor], mapping: Mapping[str, str], key: str) -> dict[str, Tensor]:
+    named: dict[str, str] = {}
+    for name in weights:
+        new = _substituted(name, mapping, key)
+        if new in named:
+            raise ConfigError(f"{key} leads both {named[new]} and {name} to {new}")
+        named[new] = name
+    return {new: weights[name] for new, name in named.items()}
+
+
+def _idle(names: Iterable[str], mapping: Mapping[str, str], key: str) -> list[str]:
+    """The patterns that match nothing at their turn."""
+    idle, names = [], list(names)
+    for pattern, replacement in mapping.items():
+        if not any(re.search(pattern, name) for name in names):
+            idle.append(pattern)
+        names = [_substituted(name, {pattern: replacement}, key) for name in names]
+    return idle
+
+
+def _substituted(name: str, mapping: Mapping[str, str], key: str) -> str:
+    for pattern, replacement in mapping.items():
+        try:
+            name = re.sub(pattern, replacement, name)
+        except re.error as error:
+            raise ConfigError(f"{key}: {replacement} can't replace {pattern}: {error}") from error
+    return name
+
+
+def _unexpected(shapes: Mapping[str, torch.Size], weights: Mapping[str, Tensor]) -> list[str]:
+    """Names that the model does not have, the counters of batches last: they say the least."""
+    unexpected = [name for name in weights if name not in shapes]
+    return sorted(unexpected, key=_counts_batches)
+
+
+def _counts_batches(name: str) -> bool:
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+def _meant(shapes: Mapping[str, torch.Size], weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Unexpected name -> the missing one that it resembles most, one of its own shape first; for those that are listed.
+
+    A missing name is taken once.
+    """
+    missing = [name for name in shapes if name not in weights]
+    meant = {}
+    for name in _unexpected(shapes, weights)[:_LISTED]:
+        equal = [other for other in missing if shapes[other] == weights[name].shape]
+        likeness = {other: SequenceMatcher(None, name, other).ratio() for other in equal or missing}
+        best = max(likeness, key=likeness.__getitem__, default=None)
+        if best is not None and likeness[best] >= (_ALIKE if equal else _VERY_ALIKE):
+            meant[name] = best
+            missing.remove(best)
+    return meant
+
+
+def _remedy(shapes: Mapping[str, torch.Size], weights: Mapping[str, Tensor], key: str) -> list[str]:
+    """The mapping that gives unexpected names the ones that are meant, as it is typed, if there is one that helps."""
+    mapping: dict[str, str] = {}
+    wanted = {name for name in shapes if not _counts_batches(name)}
+    named = {name: value for name, value in weights.items() if not _counts_batches(name)}
+    for _ in range(_LISTED):
+        for pattern, replacement in (_rule(name, other) for name, other in _meant(shapes, named).items()):
+            now = {re.sub(pattern, replacement, name): value for name, value in named.items()}
+            if len(now) == len(named) and len(wanted & now.keys()) > len(wanted & named.keys()):
+                mapping[pattern], named = replacement, now
+                break
+        else:
+            break
+    if not mapping:
+        return []
+    empty = '""'
+    rules = ", ".join(f"{pattern}: {replacement or empty}" for pattern, replacement in mapping.items())
+    left = len(wanted - named.keys())
+    return [f"try '+{key}={{{rules}}}', " + (f"which leaves {left} missing" if left else "which names them all")]
+
+
+def _rule(name: str, meant: str) -> tuple[str, str]:
+    """Pattern and replacement of the dotted parts in which two names differ."""
+    old, new = name.split("."), meant.split(".")
+    start = end = 0
+    while start < min(len(old) - 1, len(new)) and old[start] == new[start]:
+        start += 1
+    while end < min(len(old) - 1, len(new)) - start and old[-1 - end] == new[-1 - end]:
+        end += 1
+    before, after = "." * (start > 0), "." * (end > 0)
+    found, wanted = ".".join(old[start : len(old) - end]), ".".join(new[start : len(new) - end])
+    pattern = ("" if before else r"\A") + re.escape(before + found + after) + ("" if after else r"\Z")
+    return pattern, before + wanted + after if wanted else before and after
 
 
 def _stripped(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

@@ -10,7 +10,9 @@ _KINDS = {
         deconvolution mkldnnconvolution""",
     "linear": """linear mm bmm addmm baddbmm matmul gemm fullyconnected fullyconnectedcompressed
         fullyconnectedquantizedlegacy dynamicquantizematmul matmultofloat matmulnbits einsum inner
-        scaleddotproductattention attention multiheadattention multihead""",
+        scaleddotproductattention attention multiheadattention multihead lstm gru rnn rnntanh rnnrelu lstmsequence
+        grusequence rnnsequence lstmcell grucell rnncell
+        dynamicquantizelstm""",
     "normalization": """batchnorm batchnormalization batchnorminference batchnormlegitnotraining layernorm
         nativelayernorm layernormalization skiplayernormalization simplifiedlayernormalization instancenorm
         instancenormalization groupnorm groupnormalization rmsnorm rmsnormalization mvn normalize lpnormalization lrn

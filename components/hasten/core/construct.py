@@ -8,7 +8,19 @@ from typing import Any
 
 from hasten.core.errors import ConfigError
 
-STAGE_KEYS = frozenset({"training", "split", "normalize", "min_integer_share", "checkpoint"})
+STAGE_KEYS = frozenset(
+    {
+        "training",
+        "split",
+        "normalize",
+        "transforms",
+        "augment",
+        "metrics",
+        "min_integer_share",
+        "checkpoint",
+        "checkpoint_keys",
+    }
+)
 """Keys of a leaf that its stage reads; all others are arguments of the component."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 GROUPS = (
     "pipeline",
     "data",
+    "task",
     "model",
     "student",
     "distillation",

@@ -14,47 +14,101 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 from annotated_types import Ge
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from numpy.typing import NDArray
 
     from hasten.core.trial import Choice, Estimate, Profile, Result, Strategy, Trial
 
 
-@dataclass(frozen=True, kw_only=True)
-class Signature:
-    """What goes into a model and what comes out, per row."""
+INPUT = "input"
+"""Name of a model's input where it has only one and nothing names it."""
 
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    input_dtype: str = "float32"
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One named input of a model.
+
+    Attributes:
+        shape: of one row; of an axis in `dynamic` the greatest size.
+        dtype: `float32` or `int64`.
+        dynamic: axes of the row, from 0, whose size may differ from request to request (a length).
+    """
+
+    name: str = INPUT
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    dynamic: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "input_shape": list(self.input_shape),
-            "output_shape": list(self.output_shape),
-            "input_dtype": self.input_dtype,
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "dynamic": list(self.dynamic),
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Signature:
+    def from_dict(cls, values: Mapping[str, Any]) -> Input:
         return cls(
-            input_shape=tuple(values["input_shape"]),
-            output_shape=tuple(values["output_shape"]),
-            input_dtype=values["input_dtype"],
+            name=values["name"],
+            shape=tuple(values["shape"]),
+            dtype=values["dtype"],
+            dynamic=tuple(values["dynamic"]),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows as they came: inputs (B, *input_shape) and integer class labels (B,)."""
+class Signature:
+    """What goes into a model and what comes out, per row. A model takes one input as it is, several by their names."""
 
-    inputs: NDArray[Any]
-    targets: NDArray[Any]
+    inputs: tuple[Input, ...]
+    output_shape: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.inputs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"inputs": [each.to_dict() for each in self.inputs], "output_shape": list(self.output_shape)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Signature:
+        return cls(
+            inputs=tuple(Input.from_dict(each) for each in values["inputs"]),
+            output_shape=tuple(values["output_shape"]),
+        )
+
+
+Columns = Mapping[str, "NDArray[Any]"]
+"""Name -> one value a row (B, ...): numbers, or an object array (B,) of texts or of bytes (encoded images, sound)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows as they came.
+
+    Attributes:
+        inputs: what the model is to learn from, before any transform.
+        targets: what it is to learn, as the file has it; None for rows without labels.
+        parts: which split each row belongs to: (B,) texts, or None where hasten divides all rows. A text may name
+            several splits, `validate+test`, between which these rows are divided in proportion to `data.split`.
+        in_order: rows are a time series: they are divided in their order, not at random.
+        notes: what the user should know of how they were read ("3 files are no images and were left out: ..."), one
+            sentence each.
+    """
+
+    inputs: Columns
+    targets: NDArray[Any] | None
+    parts: NDArray[Any] | None = None
+    in_order: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class DataSource(abc.ABC):
     """Where rows come from. Implementations are frozen dataclasses whose fields are the knobs of their YAML."""
+
+    real: ClassVar[bool] = True
+    """Whether the rows are data. What is made up can time a model, but neither train, calibrate nor judge it."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
@@ -69,15 +123,88 @@ class DataSource(abc.ABC):
         """
 
 
+class Transform(abc.ABC):
+    """A deterministic step from columns to columns, part of the deployed artefact's preprocessing.
+
+    Implementations are frozen, keyword-only dataclasses of plain values. Their fields are the knobs of the YAML and
+    what `fit` learns: a fitted transform is its own config, `{"_target_": ..., **asdict(transform)}`, and is rebuilt
+    from it. They import nothing but NumPy at the top, so that a deployed model starts quickly.
+    """
+
+    def fit(self, columns: Columns) -> Transform:
+        """The transform with what it learns from the training rows filled in, where the config left it null."""
+        return self
+
+    @abc.abstractmethod
+    def __call__(self, columns: Columns) -> Columns:
+        """The columns after the step, in the order in which the model is to take them.
+
+        Raises:
+            ConfigError: a column is missing or does not hold what the step takes, naming the column.
+        """
+
+    def dynamic(self) -> Mapping[str, tuple[int, ...]]:
+        """Column that the step makes -> axes of its rows, from 0, whose size may differ from request to request."""
+        return {}
+
+    def facts(self) -> Mapping[str, int]:
+        """What constructors of models may ask for by name, such as `vocabulary_size`; known after `fit`."""
+        return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Normalised inputs (B, *input_shape, float32) and labels (B, int64) of one split."""
+    """Rows of one split as a model takes them.
 
-    inputs: NDArray[np.float32]
-    targets: NDArray[np.int64]
+    Attributes:
+        inputs: in the order of the signature: (B, *shape), float32 or int64.
+        targets: as `Task.targets` gave them: (B,) int64 classes, (B, K) float32, or (B, 0) without labels.
+    """
+
+    inputs: Columns
+    targets: NDArray[Any]
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(next(iter(self.inputs.values())))
+
+
+class Task(abc.ABC):
+    """What a model's outputs mean: which targets fit, what a row's outputs look like, and the loss.
+
+    Implementations are frozen, keyword-only dataclasses; one task is one file. The metrics of a task are declared in
+    its YAML (`core.sections.Metric`).
+    """
+
+    outputs: ClassVar[Literal["classes", "numbers"]]
+    """Logits of classes, or numbers that mean what they are; which distillation losses fit depends on it."""
+    trains: ClassVar[bool] = True
+    """Whether there is a loss: without labels, nothing can be trained."""
+    learned_from: ClassVar[Literal["targets", "baseline"]] = "targets"
+    """What metrics compare outputs with: the rows' targets, or the outputs of the untouched model."""
+
+    @abc.abstractmethod
+    def targets(self, given: NDArray[Any] | None, rows: int) -> NDArray[Any]:
+        """Targets as the loss and the metrics take them.
+
+        Raises:
+            ConfigError: they don't fit the task, naming `data.targets`, what was given and what is allowed.
+        """
+
+    @abc.abstractmethod
+    def output_shape(self, targets: NDArray[Any]) -> tuple[int, ...] | None:
+        """Of one row, from all targets; None where the model decides."""
+
+    @abc.abstractmethod
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean loss of a batch, a scalar."""
+
+    def labels(self, targets: NDArray[Any]) -> NDArray[Any] | None:
+        """(B,) classes by which rows are divided evenly and metrics told by class; None where there are none."""
+        return None
+
+    def constant(self, train_targets: NDArray[Any], rows: int) -> NDArray[Any] | None:
+        """Outputs (rows, *output_shape) of the best answer that ignores its input; None where there is none."""
+        return None
 
 
 class Progress(Protocol):
@@ -102,9 +229,23 @@ class Distillation(abc.ABC):
     requires: ClassVar[tuple[str, ...]] = ("student|pruning",)
     """Something has to be trained after the teacher."""
 
+    outputs: ClassVar[Literal["classes", "numbers"] | None] = None
+    """What the outputs of the tasks are that the loss is for (`Task.outputs`); None for all."""
+
     @abc.abstractmethod
-    def loss(self, student_BC: torch.Tensor, teacher_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        """Mean loss of a batch, a scalar."""
+    def loss(self, student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor, task: Task) -> torch.Tensor:
+        """Mean loss of a batch, a scalar. Outputs are (B, *output_shape)."""
+
+
+class Augment(abc.ABC):
+    """A random change of training inputs that leaves their targets right. Frozen dataclasses of knobs.
+
+    All that is random is drawn from torch's global generator, so that a resumed training draws what it would have.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """A changed copy of a batch (B, *shape) of each input."""
 
 
 class Bench(Protocol):
@@ -157,15 +298,15 @@ class GraphPass(Pass):
     """Graph in, graph out (quantization), placed for one engine family."""
 
     calibration_rows: int
-    """Training rows that it wants to measure ranges on, at most."""
+    """Training rows that it wants to measure ranges on, at most; 0 where it needs none."""
 
     @abc.abstractmethod
-    def __call__(self, graph: Graph, calibration: NDArray[np.float32], family: str, folder: Path) -> None:
+    def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path) -> None:
         """Writes `model.onnx` for the engine family into the folder.
 
         Args:
             graph: the float graph.
-            calibration: normalised training rows (B, *input_shape).
+            calibration: training rows as the model takes them, `calibration_rows` of them at most.
             family: `Engine.family` of the engine that will run it.
 
         Raises:
@@ -181,8 +322,8 @@ class Graph:
         module: folder of the float module artefact (`artefacts.module.rebuild` reads it).
         onnx: file of the graph with a dynamic batch dimension; float, or with quantize/dequantize pairs.
         quantized: whether `onnx` holds quantize/dequantize pairs.
-        reference: safetensors file with `inputs` (B, *input_shape) and `outputs` (B, C) of the float module in eager
-            mode.
+        reference: safetensors file with `inputs.<name>` (B, *shape) for every input and `outputs` (B, *output_shape) of
+            the float module in eager mode.
     """
 
     module: Path
@@ -225,8 +366,8 @@ class OperatorTime:
     calls: float = 1.0
 
 
-Runner = Callable[["NDArray[Any]"], "NDArray[Any]"]
-"""Takes normalised rows (B, *input_shape) and gives outputs (B, C)."""
+Runner = Callable[..., "NDArray[Any]"]
+"""Takes one array (B, *shape) an input, in the order of the signature, and gives outputs (B, *output_shape)."""
 
 
 class Engine(abc.ABC):
@@ -241,6 +382,8 @@ class Engine(abc.ABC):
     """Whose fusions the quantize/dequantize pairs have to follow."""
     libraries: ClassVar[tuple[str, ...]]
     """Distributions whose versions decide what `compile` gives."""
+    native_code: ClassVar[bool] = False
+    """Whether `load` runs machine code out of the folder, so that a deployed artefact has to be trusted."""
 
     @abc.abstractmethod
     def supports(self, quantized: bool, target: Target) -> str | None:
@@ -263,8 +406,12 @@ class Engine(abc.ABC):
         """Share, in [0, 1], of the convolutions and linear layers of the optimised graph that run in integers."""
 
     @abc.abstractmethod
-    def operators(self, folder: Path, inputs: NDArray[np.float32], repeats: int) -> Sequence[OperatorTime]:
-        """Where the time of a request goes, by the engine's own profiler, mean over the repeats."""
+    def operators(self, folder: Path, inputs: Sequence[NDArray[Any]], repeats: int) -> Sequence[OperatorTime]:
+        """Where the time of a request goes, by the engine's own profiler, mean over the repeats.
+
+        Args:
+            inputs: one array an input, as a `Runner` takes them.
+        """
 
 
 Edit = tuple[str, ...]

@@ -15,13 +15,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from hasten.core.construct import STAGE_KEYS, arguments, construct, locate
 from hasten.core.errors import ConfigError
-from hasten.core.interfaces import Engine, Target
+from hasten.core.interfaces import DataSource, Engine, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe, nearest
-from hasten.core.sections import Callbacks, Split, Trainer, TrainingSettings
+from hasten.core.sections import Callbacks, Metric, Split, Trainer, TrainingSettings
 
 COMPONENTS = (
     "data",
+    "task",
     "model.arch",
     "student.arch",
     "distillation",
@@ -43,7 +44,21 @@ SECTIONS: Mapping[str, type] = {
 }
 
 
-REQUIRED = ("data", "model", "student", "distillation", "pruning", "quantization", "engine", "target", "trainer")
+FROM_DATA = ("input_shape", "num_outputs", "num_classes", "vocabulary_size")
+"""Arguments of models that the data may fill in."""
+
+REQUIRED = (
+    "data",
+    "task",
+    "model",
+    "student",
+    "distillation",
+    "pruning",
+    "quantization",
+    "engine",
+    "target",
+    "trainer",
+)
 
 
 def check(recipe: Recipe) -> None:
@@ -76,7 +91,37 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         node = _at(recipe.config, key)
         if node and node.get("_target_"):
             yield from _component(node, key)
+    for list_key in ("data.transforms", "data.augment"):
+        nodes = _at(recipe.config, list_key)
+        if not isinstance(nodes, list):
+            yield f"{list_key} must be a list of components, got {nodes!r}"
+            continue
+        for place, node in enumerate(nodes):
+            if isinstance(node, Mapping) and node.get("_target_"):
+                yield from _component(node, f"{list_key}[{place}]")
+            else:
+                yield f"{list_key}[{place}] must have a _target_, got {node!r}"
+    yield from _metrics(recipe)
     yield from _loose_ends(recipe)
+
+
+def _metrics(recipe: Recipe) -> Iterator[str]:
+    nodes = _at(recipe.config, "task.metrics")
+    if not isinstance(nodes, Mapping) or not nodes:
+        yield f"task.metrics must name at least one metric, got {nodes!r}"
+        return
+    hints = {name: hint for name, hint in typing.get_type_hints(Metric, include_extras=True).items() if name != "name"}
+    for name, node in nodes.items():
+        key = f"task.metrics.{name}"
+        if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+            yield f"{key}._target_ must be the dotted path of a function of (outputs, targets), got {node!r}"
+            continue
+        try:
+            locate(node["_target_"], key)
+        except ConfigError as error:
+            yield from error.problems
+        settings = {setting: value for setting, value in node.items() if setting != "_target_"}
+        yield from _fields(settings, {setting: hint for setting, hint in hints.items() if setting != "target"}, key)
 
 
 def _loose_ends(recipe: Recipe) -> Iterator[str]:
@@ -87,7 +132,12 @@ def _loose_ends(recipe: Recipe) -> Iterator[str]:
     checkpoint = config["model"].get("checkpoint")
     if checkpoint and not Path(checkpoint).is_file():
         yield f"model.checkpoint={checkpoint} is no file"
-    if not checkpoint and config["model"]["training"]["epochs"] == 0:
+    mapping = config["model"].get("checkpoint_keys")
+    if checkpoint and not isinstance(mapping, Mapping):
+        wanted = "a mapping of regular expressions to replacements, {} for none"
+        yield f"checkpoint_keys must be {wanted}, got {mapping!r} (model.checkpoint_keys)"
+    trained = bool(config["model"]["arch"].get("folder"))  # a folder that brings its weights along
+    if not (checkpoint or trained or _made_up(config)) and config["model"]["training"]["epochs"] == 0:
         remedy = "give model.checkpoint=<file> or train at least 1 epoch"
         yield f"model.training.epochs=0 leaves the model untrained: {remedy}"
     share = config["quantization"].get("min_integer_share")
@@ -100,6 +150,14 @@ def _loose_ends(recipe: Recipe) -> Iterator[str]:
         yield f"seed must be an integer in [0, 2^32), got {config['seed']} (seed)"
     if config["store"]["action"] not in ("list", "verify", "prune"):
         yield f"action must be one of list, verify, prune, got {config['store']['action']!r} (store.action)"
+
+
+def _made_up(config: Mapping[str, Any]) -> bool:
+    """Whether the rows are no data: then a model that has learned nothing is timed as well as any."""
+    try:
+        return not getattr(locate(config["data"]["_target_"], "data"), "real", True)
+    except ConfigError:
+        return False
 
 
 def _component(node: Mapping[str, Any], key: str) -> Iterator[str]:
@@ -119,7 +177,7 @@ def _component(node: Mapping[str, Any], key: str) -> Iterator[str]:
                 f"it takes {', '.join(parameters) or 'none'}"
             )
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in given and name not in ("input_shape", "num_classes"):
+        if parameter.default is parameter.empty and name not in given and name not in FROM_DATA:
             yield f"{key}.{name} has no value and {node['_target_']} needs one"
     owner = (
         component.__init__
@@ -128,9 +186,7 @@ def _component(node: Mapping[str, Any], key: str) -> Iterator[str]:
     )
     hints = typing.get_type_hints(owner, include_extras=True)
     known = {name: value for name, value in given.items() if name in parameters}
-    filled = {
-        name: value for name, value in known.items() if not (value is None and name in ("input_shape", "num_classes"))
-    }
+    filled = {name: value for name, value in known.items() if not (value is None and name in FROM_DATA)}
     yield from _fields(filled, hints, key, strict_names=False)
 
 
@@ -199,16 +255,55 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
     for group in ("distillation", "pruning", "quantization"):
         if not chosen[group]:
             continue
+        try:  # its knobs may contradict one another, which only it can tell
+            construct(config[group], group)
+        except ConfigError as error:
+            yield from error.problems
+            continue
         component = locate(config[group]["_target_"], group)
         for wanted in getattr(component, "requires", ()):
             if not any(chosen.get(name, False) for name in wanted.split("|")):
                 users = " or ".join(wanted.split("|"))
-                yield f"{group}={_option(recipe, group)} needs {users}: nothing else would use it"
+                yield f"{group}={recipe.option(group)} needs {users}: nothing else would use it"
         for banned in getattr(component, "never_with", ()):
             other, _, option = banned.partition("=")
-            if _option(recipe, other) == option:
-                yield f"{group}={_option(recipe, group)} can't be combined with {banned}"
+            if recipe.option(other) == option:
+                yield f"{group}={recipe.option(group)} can't be combined with {banned}"
+    yield from _rows(recipe, chosen)
     yield from _engine(recipe, chosen["quantization"])
+
+
+def _rows(recipe: Recipe, chosen: Mapping[str, bool]) -> Iterator[str]:
+    """What the recipe wants of rows that they can't give."""
+    source, task = locate(recipe.section("data")["_target_"], "data"), recipe.section("task")
+    meaning, option = locate(task["_target_"], "task"), recipe.option("task")
+    if not (inspect.isclass(source) and issubclass(source, DataSource)):
+        yield f"data._target_={recipe.section('data')['_target_']} is no DataSource"
+        return
+    if not (inspect.isclass(meaning) and issubclass(meaning, Task)):
+        yield f"task._target_={task['_target_']} is no Task"
+        return
+    trains = [group for group in ("student", "distillation", "pruning") if chosen[group]]
+    if recipe.section("model")["training"]["epochs"] > 0:
+        trains.append("model.training.epochs")
+    if trains and not meaning.trains:
+        yield f"{', '.join(trains)} would train, and the rows have no labels to learn from (task={option})"
+    if trains and not source.real:
+        yield f"{', '.join(trains)} would train, and there are no rows (data={recipe.option('data')})"
+    if not source.real and meaning.trains:
+        yield f"task={option} needs labelled rows, and there are none (data={recipe.option('data')}): task=unlabelled"
+    if chosen["quantization"] and not source.real and recipe.section("quantization").get("calibration_rows"):
+        yield (
+            f"quantization={recipe.option('quantization')} measures ranges on rows, and there are none "
+            f"(data={recipe.option('data')})"
+        )
+    if chosen["distillation"]:
+        fits = locate(recipe.section("distillation")["_target_"], "distillation").outputs
+        if fits not in (None, meaning.outputs):
+            yield (
+                f"distillation={recipe.option('distillation')} is for outputs that are {fits}, and those of "
+                f"task={option} are {meaning.outputs}"
+            )
 
 
 def _engine(recipe: Recipe, quantized: bool) -> Iterator[str]:
@@ -221,16 +316,7 @@ def _engine(recipe: Recipe, quantized: bool) -> Iterator[str]:
     if threads > target.threads:
         yield f"threads must be at most target.threads={target.threads}, got {threads} (engine.threads)"
     elif reason := engine.supports(quantized, target):
-        yield f"engine={_option(recipe, 'engine')} can't run this recipe: {reason}"
-
-
-def _option(recipe: Recipe, group: str) -> str:
-    prefix = f"{group}="
-    for text in recipe.overrides:
-        if text.startswith(prefix):
-            return text.removeprefix(prefix)
-    target = str(recipe.section(group).get("_target_", ""))
-    return target.rpartition(".")[0].rpartition(".")[2] or group
+        yield f"engine={recipe.option('engine')} can't run this recipe: {reason}"
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:

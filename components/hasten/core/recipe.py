@@ -30,6 +30,7 @@ UNTOUCHED = ("student=same", "distillation=none", "pruning=none", "quantization=
 RESULT_SECTIONS = (
     "seed",
     "data",
+    "task",
     "model",
     "student",
     "distillation",
@@ -41,7 +42,7 @@ RESULT_SECTIONS = (
 )
 """Sections that decide what a recipe gives. Tracking, callbacks, objective and planner never do."""
 
-WALK_SECTIONS = ("pipeline", "dry_run", "store", "tracking", "planner", "objective", "strategy", "callbacks")
+WALK_SECTIONS = ("pipeline", "dry_run", "init", "store", "tracking", "planner", "objective", "strategy", "callbacks")
 """Sections that say what to do with a recipe; they are no part of its overrides."""
 
 
@@ -61,10 +62,22 @@ class Recipe:
     @cached_property
     def identity(self) -> str:
         """Equal for recipes that give the same result, however they are spelt."""
-        return digest({section: self.config[section] for section in RESULT_SECTIONS})
+        sections = {section: self.config[section] for section in RESULT_SECTIONS}
+        # How a result is judged is no part of it.
+        task = {name: value for name, value in self.section("task").items() if name != "metrics"}
+        return digest({**sections, "task": task})
 
     def section(self, name: str) -> Mapping[str, Any]:
         return self.config[name] or {}
+
+    def option(self, group: str) -> str:
+        """What a group was set to, as the user calls it."""
+        prefix = f"{group}="
+        for text in self.overrides:
+            if text.startswith(prefix):
+                return text.removeprefix(prefix)
+        target = str(self.section(group).get("_target_", ""))
+        return target.rpartition(".")[0].rpartition(".")[2] or group
 
 
 def normalise(overrides: Iterable[str], groups: Sequence[str] = GROUPS) -> tuple[str, ...]:
@@ -156,10 +169,10 @@ class Composer:
 
     @cached_property
     def _defaults(self) -> frozenset[str]:
-        """Group choices that go without saying, as overrides."""
+        """Group choices that go without saying, as overrides: those of the experiment, which has to be said itself."""
         chosen = [text for text in self.base if text.startswith(("experiment=", "debug="))]
         choices = compose(config_name="config", overrides=chosen, return_hydra_config=True).hydra.runtime.choices
-        return frozenset(f"{group}={option}" for group, option in choices.items())
+        return frozenset(f"{group}={option}" for group, option in choices.items()) - frozenset(chosen)
 
     def _recipe(self, final: tuple[str, ...]) -> Recipe:
         config = self._config([*final, *self.walk])
@@ -195,16 +208,28 @@ class Composer:
         return strategies
 
     def _check_attempts(self, strategies: Sequence[Strategy]) -> None:
-        """Every attempt has to compose, at least where all the others' options have been chosen before it."""
+        """Every attempt has to compose: as it is, or at least where all the others' options were chosen before it.
+
+        The loop asks for most of them as they are, so that composing them costs nothing more.
+        """
         attempts = [attempt for strategy in strategies for attempt in strategy.attempts]
         choices = [text for attempt in attempts for text in attempt if text.partition("=")[0] in GROUPS]
         for strategy in strategies:
             searched = [f"{strategy.search['key']}={strategy.search['low']}"] if strategy.search else []
             for attempt in strategy.attempts:
+                if self._composes([*attempt, *searched]):
+                    continue
                 try:
                     self.compose([*choices, *attempt, *searched])
                 except ConfigError as error:
                     raise ConfigError(f"strategies.{strategy.name}: {error}") from error
+
+    def _composes(self, overrides: Sequence[str]) -> bool:
+        try:
+            self.compose(overrides)
+        except ConfigError:
+            return False
+        return True
 
     def options(self, group: str) -> list[str]:
         """Options of a group on the config search path."""
@@ -228,6 +253,7 @@ def _strategy(name: str, node: Any) -> Strategy:
             attempts=tuple(tuple(str(item) for item in attempt) for attempt in node["attempts"]),
             search=node["search"],
             cost=float(node["cost"]),
+            outputs=node.get("outputs"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         wanted = "addresses, attempts, search and cost"

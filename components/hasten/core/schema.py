@@ -17,13 +17,20 @@ class StoreSection:
 
 
 @dataclass
+class InitSection:
+    folder: str = MISSING
+
+
+@dataclass
 class Schema:
-    name: str = MISSING
+    name: str | None = None
     seed: int = MISSING
     dry_run: bool = MISSING
     store: StoreSection = field(default_factory=StoreSection)
+    init: InitSection = field(default_factory=InitSection)
     pipeline: Any = None
     data: Any = None
+    task: Any = None
     model: Any = None
     student: Any = None
     distillation: Any = None

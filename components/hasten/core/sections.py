@@ -41,3 +41,23 @@ class Split:
     train: Annotated[float, Interval(gt=0, lt=1)]
     validate: Annotated[float, Interval(gt=0, lt=1)]
     test: Annotated[float, Interval(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """How well a model does, and how much of it may be lost.
+
+    Attributes:
+        name: key below `task.metrics`.
+        target: dotted path of a function of (outputs, targets) that gives one score a row (N,), or one number for all.
+        max_drop: largest tolerated loss at the objective's confidence; None where it is only measured.
+        relative: the loss is a share of the baseline's value.
+        by_class: the loss of every single class has to hold; only of scores per row.
+    """
+
+    name: str
+    target: str
+    higher_is_better: bool = True
+    max_drop: Annotated[float, Ge(0)] | None = None
+    relative: bool = False
+    by_class: bool = False

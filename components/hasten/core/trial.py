@@ -24,16 +24,60 @@ class Drop:
     """Loss of quality of a candidate against the baseline on the same rows; positive is worse.
 
     Attributes:
-        value: observed mean difference, baseline minus candidate.
+        value: observed mean difference, baseline minus candidate; candidate minus baseline where lower is better.
         bound: one-sided upper bound of the difference at `confidence`.
         confidence: after the correction for the number of candidates that look at the same rows.
         rows: how many rows were compared.
+        relative: `value` and `bound` are shares of the baseline's quality.
+        points: scores are 0 or 1, so that a difference is told in percentage points; else in the metric's own unit.
+        label: the class that may have lost most, where every class has to hold; None where the mean of all rows has to.
     """
 
     value: float
     bound: float
     confidence: float
     rows: int
+    relative: bool = False
+    points: bool = True
+    label: int | None = None
+
+    def told(self, value: float) -> str:
+        """A difference of this metric in its unit: `1.20 points`, `1.20 % of the baseline`, `0.0123`."""
+        if self.relative:
+            return f"{100 * value:.2f} % of the baseline"
+        return f"{100 * value:.2f} points" if self.points else f"{value:.4g}"
+
+    def subject(self, metric: str) -> str:
+        """What may have dropped: `accuracy`, or `recall of class 3` where every class has to hold."""
+        return metric if self.label is None else f"{metric} of class {self.label}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """One metric of a candidate on the validation rows.
+
+    Attributes:
+        value: mean over the rows, or the one number that the metric gives for all.
+        drop: against the baseline; None for the baseline itself.
+        max_drop: largest `drop.bound` that is tolerated; None where the metric is only measured.
+        points: scores are 0 or 1, so that the value is told in per cent; of a candidate, its drop says the same.
+    """
+
+    value: float
+    drop: Drop | None
+    max_drop: float | None
+    higher_is_better: bool
+    points: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether no more is surely lost than is tolerated. What can't be compared with a baseline does not hold."""
+        return self.max_drop is None or (self.drop is not None and self.drop.bound <= self.max_drop)
+
+    def told(self, value: float | None = None) -> str:
+        """A value of this metric, by default its own: `98.4 %`, or `0.0123` where it is no share."""
+        shown = self.value if value is None else value
+        return f"{100 * shown:.1f} %" if (self.points if self.drop is None else self.drop.points) else f"{shown:.4g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +85,16 @@ class Evaluation:
     """Quality, speed, size and memory of one compiled candidate.
 
     Attributes:
-        quality: mean of the metric on the validation rows.
-        drop: against the baseline; None for the baseline itself.
+        metric: name of the first metric of the task.
+        quality: its value on the validation rows; None where nothing can judge the outputs.
+        drop: of the first metric against the baseline; None for the baseline itself, and where quality is unchecked.
+        metrics: name -> every metric of the task, the first one included, in the task's order; empty where quality is
+            unchecked.
         latency_ms: `p50`, `p90`, `p99` of one request at the target's batch size.
         throughput: rows per second.
         speedup: `eager` (against the untouched model in eager PyTorch), `engine` (against the untouched model in its
-            best engine) and `previous` (against the best candidate before this one), as far as they apply.
+            best engine) and `previous` (against the best candidate before this one), as far as they apply; by the
+            statistic of the request times that `Objective.speed` names.
         references_ms: median latency of what `speedup` compares with, each measured in turns with the candidate.
             `latency_ms` is of the session with the first of them; others may have been measured in another.
         starved: share of the timed rounds in which another process had the CPU for part of the time.
@@ -57,7 +105,7 @@ class Evaluation:
     """
 
     metric: str
-    quality: float
+    quality: float | None
     drop: Drop | None
     latency_ms: Mapping[str, Interval]
     throughput: Interval
@@ -69,6 +117,12 @@ class Evaluation:
     num_parameters: int
     integer_share: float | None = None
     starved: float = 0.0
+    metrics: Mapping[str, Quality] = field(default_factory=dict)
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether no metric constrains it: it may be fast and wrong."""
+        return all(quality.max_drop is None for quality in self.metrics.values())
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -129,6 +183,7 @@ class Strategy:
         search: `{key, low, high, tolerance}` of a parameter whose largest admissible value is searched by bisection; or
             None.
         cost: expected seconds of one attempt where nothing has been measured yet.
+        outputs: what the task's outputs have to be (`Task.outputs`) for the move to make sense; None for any.
     """
 
     name: str
@@ -137,6 +192,7 @@ class Strategy:
     attempts: tuple[tuple[str, ...], ...]
     search: Mapping[str, Any] | None
     cost: float
+    outputs: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +233,8 @@ class Trial:
         overrides: the normalised recipe.
         expected_gain: predicted speed-up against the parent.
         measured_gain: speed-up against the best before, `speedup["previous"].value`.
-        holds: whether it was measured and every constraint held, also where it was rejected for not being faster.
-        seconds: recorded cost of everything the trial needed, also of what came from the store.
+        holds: whether it was measured and every constraint held, also where it was rejected for not being better.
+        seconds: recorded cost of everything the trial needed and no trial before it, also of what came from the store.
         spent: wall seconds this process really took.
         stages: stage name -> store key.
         rebuild: the command line that builds and measures the recipe again.
@@ -211,10 +267,14 @@ class Certificate:
     """One read of the untouched test rows: the chosen candidate against the baseline.
 
     Attributes:
-        held: whether the bound lies inside the margin (and the baseline is better than chance).
+        held: whether the bound of every metric that has a margin lies inside it (and the baseline is better than
+            chance).
+        metric: the first that is constrained; the figures that follow are its own.
         reads: how many different artefacts have been certified on these rows so far, this one included; above 1 the
             rows are no longer untouched.
         statement: one sentence that claims no more than this.
+        metrics: name -> every metric of the candidate on the test rows, with what it may have lost.
+        baselines: name -> the baseline's value of each.
     """
 
     held: bool
@@ -228,14 +288,47 @@ class Certificate:
     rows: int
     reads: int
     statement: str
+    metrics: Mapping[str, Quality] = field(default_factory=dict)
+    baselines: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def unchecked(cls, statement: str) -> Certificate:
+        """Where nothing can judge the outputs: not held, no rows, and no figure is a number."""
+        unknown = float("nan")
+        return cls(
+            held=False,
+            metric="quality",
+            baseline=unknown,
+            candidate=unknown,
+            drop=unknown,
+            margin=unknown,
+            bound=unknown,
+            confidence=unknown,
+            rows=0,
+            reads=0,
+            statement=statement,
+        )
+
+    @property
+    def checked(self) -> bool:
+        """Whether any metric has a margin, so that there was something to hold."""
+        return any(quality.max_drop is not None for quality in self.metrics.values())
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values; a figure that is not known is None."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run ends with; `summary.json` is this as JSON."""
+    """What a run ends with; `summary.json` is this as JSON.
+
+    Attributes:
+        speedup: of the best against `eager`, `engine` and `previous`, as `Evaluation.speedup`.
+        size_ratio: bytes of the baseline's files over the best one's.
+        front: numbers of the trials that no other beats in what is optimised and in quality at once.
+        optimize: `objective.optimize` of the run.
+    """
 
     experiment: str
     baseline: Trial
@@ -254,3 +347,4 @@ class Result:
     model_folder: str
     tracking_command: str | None
     warnings: tuple[str, ...] = ()
+    optimize: str = "p50"

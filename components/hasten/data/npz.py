@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,50 +11,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core.errors import ConfigError
-from hasten.core.interfaces import DataSource, Table
-from hasten.data.fingerprint import fingerprint
+from hasten.core.interfaces import INPUT, DataSource, Table
+from hasten.data.fingerprint import of_table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Npz(DataSource):
-    """A `.npz` file with an array of inputs and an array of integer labels, one row per sample.
+    """A `.npz` file with an array of inputs, or several, and an array of targets, one row per sample.
 
     Axis 1 of the inputs is the feature or channel: (rows, features), (rows, channels, length) or
     (rows, channels, height, width). Grey images need their one channel: `inputs[:, None]`.
 
     Attributes:
         path: the file.
-        inputs: name of the array of inputs: finite numbers.
-        targets: name of the array of labels (rows,): integers from 0.
+        inputs: name of the array of inputs; or a list of names, which are then those of the model's inputs.
+        targets: name of the array of targets, (rows,) or (rows, values): finite numbers. None: rows without labels.
     """
 
     path: str
-    inputs: str = "inputs"
-    targets: str = "targets"
+    inputs: str | tuple[str, ...] = "inputs"
+    targets: str | None = "targets"
 
     def fingerprint(self) -> str:
-        table = self.load()
-        return fingerprint(table.inputs, table.targets)
+        return of_table(self.load())
 
     def load(self) -> Table:
-        inputs, targets = self._read()
-        problems = [*self._problems_of_inputs(inputs), *self._problems_of_targets(targets)]
-        if not problems and len(inputs) != len(targets):
-            problems = [
-                f"data.inputs={self.inputs} has {len(inputs)} rows, data.targets={self.targets} has {len(targets)}: "
-                f"one label per row is needed ({self.path})"
-            ]
+        names = (self.inputs,) if isinstance(self.inputs, str) else self.inputs
+        if not names:
+            raise ConfigError("data.inputs must name at least one array, got none")
+        if twice := sorted({name for name in names if names.count(name) > 1 or name == self.targets}):
+            raise ConfigError(f"data.inputs and data.targets must name different arrays, got {', '.join(twice)} twice")
+        inputs, targets = self._read(names)
+        problems = [line for name, values in inputs.items() for line in self._problems_of_inputs(name, values)]
+        if targets is not None:
+            problems += self._problems_of_targets(targets)
+        problems = problems or list(self._problems_of_rows(inputs, targets))
         if problems:
             raise ConfigError(*problems)
-        return Table(inputs=inputs, targets=targets.astype(np.int64))
+        if isinstance(self.inputs, str):
+            inputs = {INPUT: inputs[self.inputs]}
+        if targets is not None and targets.dtype.kind in "biu":
+            targets = targets.astype(np.int64)
+        return Table(inputs=inputs, targets=targets)
 
-    def _read(self) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _read(self, names: tuple[str, ...]) -> tuple[dict[str, NDArray[Any]], NDArray[Any] | None]:
         try:
             # Opened here, because np.load leaves a file open that turns out to be no archive.
             with open(self.path, "rb") as file:
                 archive = np.load(file, allow_pickle=False)
                 if isinstance(archive, np.lib.npyio.NpzFile):
-                    return self._array(archive, "inputs", self.inputs), self._array(archive, "targets", self.targets)
+                    inputs = {name: self._array(archive, "inputs", name) for name in names}
+                    targets = None if self.targets is None else self._array(archive, "targets", self.targets)
+                    return inputs, targets
         except FileNotFoundError as error:
             raise ConfigError(f"data.path={self.path} does not exist") from error
         except ConfigError:
@@ -66,41 +75,53 @@ class Npz(DataSource):
 
     def _array(self, archive: Any, knob: str, name: str) -> NDArray[Any]:
         if name not in archive.files:
-            raise ConfigError(
-                f"data.{knob}={name} is not in {self.path}, which holds {', '.join(archive.files) or 'nothing'}"
-            )
+            remedy = " (rows without labels: data.targets=null)" if knob == "targets" else ""
+            held = ", ".join(archive.files) or "nothing"
+            raise ConfigError(f"data.{knob}={name} is not in {self.path}, which holds {held}{remedy}")
         try:
             array: NDArray[Any] = archive[name]
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ConfigError(f"data.{knob}={name} can't be read from {self.path}: {error}") from error
         return array
 
-    def _problems_of_inputs(self, inputs: NDArray[Any]) -> list[str]:
-        array = f"data.inputs={self.inputs}"
+    def _problems_of_inputs(self, name: str, inputs: NDArray[Any]) -> Iterator[str]:
+        array = f"data.inputs={name}"
         if inputs.dtype.kind not in "biuf":
-            return [f"{array} must hold real numbers, got {inputs.dtype} ({self.path})"]
-        if inputs.ndim < 2 or inputs.size == 0:
-            return [
+            yield f"{array} must hold real numbers, got {inputs.dtype} ({self.path})"
+        elif inputs.ndim < 2 or inputs.size == 0:
+            yield (
                 f"{array} must be (rows, features), (rows, channels, length) or (rows, channels, height, width), "
                 f"none of them 0, got {inputs.shape} ({self.path})"
-            ]
-        with np.errstate(over="ignore"):
-            num_bad = int(np.count_nonzero(~np.isfinite(inputs.astype(np.float32))))
-        if num_bad:
-            return [
+            )
+        elif num_bad := _num_bad(inputs):
+            yield (
                 f"{array} has {num_bad} of {inputs.size} values that are NaN, infinite or beyond float32 ({self.path})"
-            ]
-        return []
+            )
 
-    def _problems_of_targets(self, targets: NDArray[Any]) -> list[str]:
+    def _problems_of_targets(self, targets: NDArray[Any]) -> Iterator[str]:
         array = f"data.targets={self.targets}"
-        if targets.ndim != 1:
-            remedy = "; labels in one-hot form: np.argmax(targets, axis=1)" if targets.ndim == 2 else ""
-            return [f"{array} must be (rows,), got {targets.shape} ({self.path}){remedy}"]
-        wanted = f"{array} must be integer labels from 0"
-        if targets.dtype.kind not in "iu":
-            return [f"{wanted}, got {targets.dtype} ({self.path})"]
-        if targets.size and targets.min() < 0:
-            num_negative = int(np.count_nonzero(targets < 0))
-            return [f"{wanted}, got {num_negative} below 0, the least {targets.min()} ({self.path})"]
-        return []
+        if targets.dtype.kind not in "biuf":
+            yield f"{array} must hold real numbers, got {targets.dtype} ({self.path})"
+        elif targets.ndim < 1 or (targets.ndim > 1 and targets.size == 0):
+            yield f"{array} must be (rows,) or (rows, values), none of them 0, got {targets.shape} ({self.path})"
+        elif num_bad := _num_bad(targets):
+            yield (
+                f"{array} has {num_bad} of {targets.size} values that are NaN, infinite or beyond float32 ({self.path})"
+            )
+
+    def _problems_of_rows(self, inputs: Mapping[str, NDArray[Any]], targets: NDArray[Any] | None) -> Iterator[str]:
+        first, *others = inputs
+        num_rows = len(inputs[first])
+        start = f"data.inputs={first} has {num_rows} rows"
+        for name in others:
+            if len(inputs[name]) != num_rows:
+                yield f"{start}, data.inputs={name} has {len(inputs[name])}: as many are needed ({self.path})"
+        if targets is not None and len(targets) != num_rows:
+            yield (
+                f"{start}, data.targets={self.targets} has {len(targets)}: one target per row is needed ({self.path})"
+            )
+
+
+def _num_bad(values: NDArray[Any]) -> int:
+    with np.errstate(over="ignore"):
+        return int(np.count_nonzero(~np.isfinite(values.astype(np.float32))))

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from annotated_types import Ge
 
 from hasten.artefacts.operators import kind
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
+from hasten.engines import stored
 from hasten.engines.checks import check_parity, unavailable
+from hasten.engines.tensors import read_inputs, tensors, write_signature
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import nn
 
-_FILES = ("module.json", "surgery.json", "weights.safetensors")
+_WEIGHTS = "weights.safetensors"
+_FILES = ("module.json", "surgery.json", _WEIGHTS)
 _WARMUP = 3
 
 
@@ -31,12 +33,14 @@ class Eager(Engine):
 
     Attributes:
         threads: of one request. They belong to the whole process: a call that finds them changed sets them again.
+        compressed: the weights lie compressed on disk and are unpacked when they are loaded.
     """
 
     family = "eager"
     libraries = ("torch",)
 
     threads: Annotated[int, Ge(1)] = 1
+    compressed: bool = False
 
     def supports(self, quantized: bool, target: Target) -> str | None:
         if quantized:
@@ -48,22 +52,23 @@ class Eager(Engine):
             raise EngineError("eager PyTorch runs no quantized graph: choose engine=onnxruntime or engine=openvino")
         for name in _FILES:
             if (graph.module / name).exists():
-                shutil.copyfile(graph.module / name, folder / name)
+                stored.store(graph.module / name, folder / name, self.compressed and name == _WEIGHTS)
+        write_signature(graph.signature, folder)
         check_parity(self.load(folder), graph, "eager")
 
     def load(self, folder: Path) -> Runner:
         import torch
 
-        from hasten.artefacts.module import rebuild
+        from hasten.artefacts.module import forward
 
-        module = rebuild(folder)
+        module, sources = self._module(folder), read_inputs(folder)
         threads = self.threads
 
-        def run(inputs: NDArray[Any]) -> NDArray[Any]:
+        def run(*inputs: NDArray[Any]) -> NDArray[Any]:
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
             with torch.inference_mode():
-                outputs: NDArray[Any] = module(torch.from_numpy(_own(inputs))).numpy()
+                outputs: NDArray[Any] = forward(module, tensors(sources, inputs)).numpy()
             return outputs.copy()  # a module may return a view of its input or of a buffer
 
         return run
@@ -71,23 +76,23 @@ class Eager(Engine):
     def integer_share(self, folder: Path) -> float:
         return 0.0
 
-    def operators(self, folder: Path, inputs: NDArray[np.float32], repeats: int) -> Sequence[OperatorTime]:
+    def operators(self, folder: Path, inputs: Sequence[NDArray[Any]], repeats: int) -> Sequence[OperatorTime]:
         """The operators that the module itself calls, each with everything below it, summed by name."""
         # Kineto announces each profile on stderr. It reads its level when it is first used.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         import torch
         from torch.profiler import ProfilerActivity, profile
 
-        from hasten.artefacts.module import rebuild
+        from hasten.artefacts.module import forward
 
-        module, rows = rebuild(folder), torch.from_numpy(_own(inputs))
+        module, rows = self._module(folder), tensors(read_inputs(folder), inputs)
         torch.set_num_threads(self.threads)
         with torch.inference_mode():
             for _ in range(_WARMUP):
-                module(rows)
+                forward(module, rows)
             with profile(activities=[ProfilerActivity.CPU]) as profiled:
                 for _ in range(repeats):
-                    module(rows)
+                    forward(module, rows)
         microseconds: dict[str, list[float]] = defaultdict(list)
         for event in profiled.events() or ():
             if event.cpu_parent is None and event.name.startswith("aten::"):
@@ -99,8 +104,8 @@ class Eager(Engine):
             for name, times in microseconds.items()
         ]
 
+    def _module(self, folder: Path) -> nn.Module:
+        from hasten.artefacts.module import rebuild
 
-def _own(inputs: NDArray[Any]) -> NDArray[np.float32]:
-    """The inputs as PyTorch can share them: contiguous floats that may be written to."""
-    contiguous = np.ascontiguousarray(inputs, dtype=np.float32)
-    return contiguous if contiguous.flags.writeable else contiguous.copy()
+        with stored.unpacked(folder, self.compressed) as whole:
+            return rebuild(whole)

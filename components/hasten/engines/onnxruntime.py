@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +16,7 @@ from annotated_types import Ge
 from hasten.artefacts.operators import kind
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
+from hasten.engines import stored
 from hasten.engines.checks import check_parity, unavailable
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _MODEL = "model.onnx"
 _WARMUP = 3
 _INTEGER_MARKS = ("QLinear", "QGemm", "Integer", "DynamicQuantize")
+_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class OnnxRuntime(Engine):
         threads: of one request. Several wait for work by spinning, ONNX Runtime's default, which halves the latency of
             a small network on two threads.
         graph_optimization: how far the graph is rewritten. A quantized graph runs in integers from `extended` on.
+        compressed: the graph lies compressed on disk and is unpacked when it is loaded.
     """
 
     family = "onnxruntime"
@@ -42,30 +44,31 @@ class OnnxRuntime(Engine):
 
     threads: Annotated[int, Ge(1)] = 1
     graph_optimization: Literal["disabled", "basic", "extended", "all"] = "all"
+    compressed: bool = False
 
     def supports(self, quantized: bool, target: Target) -> str | None:
         return unavailable("onnxruntime", self.threads, target)
 
     def compile(self, graph: Graph, folder: Path) -> None:
         # Not the optimised graph, which is bound to the instructions of this processor.
-        shutil.copyfile(graph.onnx, folder / _MODEL)
+        stored.store(graph.onnx, folder / _MODEL, self.compressed)
         run = self.load(folder)
         if not graph.quantized:
             check_parity(run, graph, "onnxruntime")
 
     def load(self, folder: Path) -> Runner:
         session = self._session(folder, self._options())
-        (source,), (sink,) = session.get_inputs(), session.get_outputs()
-        name, wanted = source.name, [sink.name]
+        sources, wanted = _sources(session), [session.get_outputs()[0].name]
 
-        def run(inputs: NDArray[Any]) -> NDArray[Any]:
+        def run(*inputs: NDArray[Any]) -> NDArray[Any]:
             # As fast as an IOBinding within a microsecond, and good for any batch size and several callers at once.
-            outputs: NDArray[Any] = session.run(wanted, {name: np.ascontiguousarray(inputs, dtype=np.float32)})[0]
+            outputs: NDArray[Any] = session.run(wanted, _feed(sources, inputs))[0]
             return outputs
 
         return run
 
     def integer_share(self, folder: Path) -> float:
+        """Of the layers with weights: a product of activations, as in attention, is none of them."""
         import onnx
 
         options = self._options()
@@ -73,19 +76,18 @@ class OnnxRuntime(Engine):
             optimised = Path(scratch, _MODEL)
             options.optimized_model_filepath = str(optimised)
             self._session(folder, options)
-            types = [node.op_type for node in onnx.load(optimised).graph.node]
-        layers = [name for name in types if kind(name) in ("convolution", "linear")]
+            layers = list(_layers(onnx.load(optimised).graph))
         integers = [name for name in layers if any(mark in name for mark in _INTEGER_MARKS)]
         return len(integers) / len(layers) if layers else 0.0
 
-    def operators(self, folder: Path, inputs: NDArray[np.float32], repeats: int) -> Sequence[OperatorTime]:
+    def operators(self, folder: Path, inputs: Sequence[NDArray[Any]], repeats: int) -> Sequence[OperatorTime]:
         """The nodes of the optimised graph, by ONNX Runtime's profile, whose resolution is a microsecond."""
         options = self._options()
         options.enable_profiling = True
         with TemporaryDirectory() as scratch:
             options.profile_file_prefix = str(Path(scratch, "profile"))
             session = self._session(folder, options)
-            feed = {session.get_inputs()[0].name: np.ascontiguousarray(inputs, dtype=np.float32)}
+            feed = _feed(_sources(session), inputs)
             for _ in range(_WARMUP + repeats):
                 session.run(None, feed)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -120,6 +122,30 @@ class OnnxRuntime(Engine):
         import onnxruntime
 
         try:
-            return onnxruntime.InferenceSession(str(folder / _MODEL), options, providers=["CPUExecutionProvider"])
+            model = stored.read(folder / _MODEL) if self.compressed else str(folder / _MODEL)
+            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise EngineError(f"onnxruntime refused the graph: {str(error).strip().partition(chr(10))[0]}") from error
+
+
+def _layers(graph: Any) -> Iterator[str]:
+    """Operators of the convolutions and linear layers that read weights: constants of at least two axes."""
+    constants = {each.name for each in graph.initializer}
+    weights = {each.name for each in graph.initializer if len(each.dims) > 1}
+    for node in graph.node:
+        reads_weights = any(name in weights for name in node.input)
+        if kind(node.op_type) in ("convolution", "linear") and reads_weights:
+            yield node.op_type
+        if reads_weights and constants.issuperset(node.input):  # weights that are turned back into floats
+            constants.update(node.output)
+            weights.update(node.output)
+
+
+def _sources(session: Any) -> dict[str, str]:
+    """Name of each input -> its type."""
+    return {source.name: _TYPES[source.type] for source in session.get_inputs()}
+
+
+def _feed(sources: Mapping[str, str], inputs: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    pairs = zip(sources.items(), inputs, strict=True)
+    return {name: np.ascontiguousarray(values, dtype=dtype) for (name, dtype), values in pairs}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from annotated_types import Ge
 from hasten.artefacts.operators import kind
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
+from hasten.engines import stored
 from hasten.engines.checks import check_parity, unavailable
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _MODEL = "model.onnx"
 _WARMUP = 3
-_LAYERS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+_LAYERS = frozenset({"Convolution", "Deconvolution", "FullyConnected"})
+"""Layers with weights, as OpenVINO calls them; a MatMul is a product of activations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class OpenVino(Engine):
         threads: of one request.
         static_batch: rows per request that the graph is compiled for, which saves shape work; the first request with
             another number of rows compiles it once more, for any. None: for any from the start.
+        compressed: the graph lies compressed on disk and is unpacked when it is loaded.
     """
 
     family = "openvino"
@@ -40,12 +42,13 @@ class OpenVino(Engine):
 
     threads: Annotated[int, Ge(1)] = 1
     static_batch: Annotated[int, Ge(1)] | None = None
+    compressed: bool = False
 
     def supports(self, quantized: bool, target: Target) -> str | None:
         return unavailable("openvino", self.threads, target)
 
     def compile(self, graph: Graph, folder: Path) -> None:
-        shutil.copyfile(graph.onnx, folder / _MODEL)
+        stored.store(graph.onnx, folder / _MODEL, self.compressed)
         run = self.load(folder)
         if not graph.quantized:
             check_parity(run, graph, "openvino", self.static_batch)
@@ -60,11 +63,13 @@ class OpenVino(Engine):
         integers = [info for info in layers if info["runtimePrecision"].astype(str) in ("u8", "i8")]
         return len(integers) / len(layers) if layers else 0.0
 
-    def operators(self, folder: Path, inputs: NDArray[np.float32], repeats: int) -> Sequence[OperatorTime]:
+    def operators(self, folder: Path, inputs: Sequence[NDArray[Any]], repeats: int) -> Sequence[OperatorTime]:
         """The executed nodes, by OpenVINO's counters, which round each mean down to a whole microsecond."""
-        rows = np.ascontiguousarray(inputs, dtype=np.float32)
-        batch = self.static_batch if self.static_batch == len(rows) else None
-        request = self.compiled(folder, batch, PERF_COUNT=True).create_infer_request()
+        batch = self.static_batch if self.static_batch == len(inputs[0]) else None
+        compiled = self.compiled(folder, batch, PERF_COUNT=True)
+        types = [source.element_type.to_dtype() for source in compiled.inputs]
+        rows = [np.ascontiguousarray(values, dtype=dtype) for values, dtype in zip(inputs, types, strict=True)]
+        request = compiled.create_infer_request()
 
         def totals(calls: int) -> dict[tuple[str, str], float]:
             """Milliseconds of all calls so far; the counters hold their mean."""
@@ -72,10 +77,10 @@ class OpenVino(Engine):
             return {(each.node_name, each.node_type): each.real_time.total_seconds() * 1e3 * calls for each in counters}
 
         for _ in range(_WARMUP):
-            request.infer([rows])
+            request.infer(rows)
         before = totals(_WARMUP)
         for _ in range(repeats):
-            request.infer([rows])
+            request.infer(rows)
         return [
             OperatorTime(
                 name=name,
@@ -104,31 +109,31 @@ class OpenVino(Engine):
         }
         try:
             core = openvino.Core()
-            model = core.read_model(str(folder / _MODEL))
+            model = core.read_model(stored.read(folder / _MODEL) if self.compressed else str(folder / _MODEL))
             if batch is not None:
-                (source,) = model.inputs
-                model.reshape([batch, *list(source.partial_shape)[1:]])
+                model.reshape({source: [batch, *list(source.partial_shape)[1:]] for source in model.inputs})
             return core.compile_model(model, "CPU", settings | properties)
         except Exception as error:
             raise EngineError(f"openvino refused the graph: {str(error).strip().partition(chr(10))[0]}") from error
 
 
 class _Request:
-    """One infer request whose input stays in place: rows are copied in, outputs are copied out.
+    """One infer request whose inputs stay in place: rows are copied in, outputs are copied out.
 
-    On a small network, handing over the caller's array at every call (`share_inputs`) costs 20 microseconds more.
+    On a small network, handing over the caller's arrays at every call (`share_inputs`) costs 20 microseconds more.
     """
 
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
-        self._input: NDArray[np.float32] = np.empty(0, dtype=np.float32)
+        self._inputs: list[NDArray[Any]] = [np.empty(0) for _ in compiled.inputs]
 
-    def __call__(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        if self._input.shape != inputs.shape:
-            tensor = self._request.get_input_tensor()
-            tensor.shape = inputs.shape
-            self._input = tensor.data
-        self._input[...] = inputs
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[Any]:
+        for place, (kept, values) in enumerate(zip(self._inputs, inputs, strict=True)):
+            if kept.shape != values.shape:
+                tensor = self._request.get_input_tensor(place)
+                tensor.shape = values.shape
+                self._inputs[place] = tensor.data
+            self._inputs[place][...] = values
         outputs: NDArray[Any] = self._request.infer({})[0]
         return outputs
 
@@ -143,10 +148,10 @@ class _Runner:
         self._requests: dict[int | None, _Request] = {}
         self._request(engine.static_batch)
 
-    def __call__(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        batch = self._engine.static_batch if len(inputs) == self._engine.static_batch else None
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[Any]:
+        batch = self._engine.static_batch if len(inputs[0]) == self._engine.static_batch else None
         with self._lock:
-            return self._request(batch)(inputs)
+            return self._request(batch)(*inputs)
 
     def _request(self, batch: int | None) -> _Request:
         if batch not in self._requests:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock
 from numpy.typing import ArrayLike
 
 from hasten.core.errors import HastenError
 from hasten.core.files import write_text
-from hasten.core.trial import Certificate, Drop
-from hasten.evidence.bounds import better_than_chance, paired_drop, rows_to_certify, smallest_certifiable
+from hasten.core.trial import Certificate, Drop, Quality
+from hasten.evidence.bounds import better_than_chance, rows_to_certify, smallest_certifiable
 
 
 @dataclass(frozen=True)
@@ -65,55 +65,61 @@ class Ledger:
         return entries
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One metric on the test rows: of the baseline, and of the candidate with what it may have lost."""
+
+    baseline: Quality
+    candidate: Quality
+
+    @property
+    def drop(self) -> Drop:
+        assert self.candidate.drop is not None
+        return self.candidate.drop
+
+
 def certify(
-    baseline_scores: ArrayLike,
-    candidate_scores: ArrayLike,
-    labels: ArrayLike,
-    margin: float,
-    confidence: float,
-    metric: str,
-    reads: int,
+    readings: Mapping[str, Reading], *, confidence: float, reads: int, nothing: str | None = None
 ) -> Certificate:
-    """Whether the candidate's drop is surely inside the margin, and the sentence that says so.
+    """Whether the candidate's drops are all surely inside what is tolerated, and the sentences that say so.
+
+    That each of several drops is inside its margin is an intersection-union test: each is asked at the full confidence
+    (Berger 1982), and all have to hold.
 
     Args:
-        baseline_scores: (N,) per test row; 0/1 where the metric is a share of right rows.
-        candidate_scores: (N,), the same rows in the same order.
-        labels: (N,), to tell whether the baseline beats the constant answer (0/1 scores only).
-        margin: largest drop of the metric that is tolerated.
+        readings: metric -> what it says; the first decides what is told first.
         confidence: one-sided.
         reads: what `Ledger.record` said.
-
-    Raises:
-        MeasurementError: no rows, or scores that don't belong together.
+        nothing: why there is nothing to certify (no labels, or a baseline that knows nothing); None where there is.
     """
-    drop = paired_drop(baseline_scores, candidate_scores, confidence)
-    baseline, candidate = (float(np.asarray(scores).mean()) for scores in (baseline_scores, candidate_scores))
-    is_share = bool(np.isin(baseline_scores, (0, 1)).all() and np.isin(candidate_scores, (0, 1)).all())
-    trivial = _no_better_than_chance(baseline_scores, labels, confidence) if is_share else None
-    held = trivial is None and drop.bound <= margin
-    wording = _Wording(metric=metric, is_share=is_share)
-    parts = [trivial or wording.verdict(drop, margin), wording.observed(baseline, candidate, drop)]
+    constrained = {name: reading for name, reading in readings.items() if reading.candidate.max_drop is not None}
+    held = nothing is None and bool(constrained) and all(reading.candidate.holds for reading in constrained.values())
+    (first, leading), *_ = [*constrained.items(), *readings.items()]
+    verdicts = [_verdict(name, reading) for name, reading in constrained.items()] or ["Nothing to hold: no max_drop"]
+    parts = [nothing] if nothing else verdicts
+    parts += [_observed(name, reading) for name, reading in readings.items()]
     if reads > 1:
         parts.append(f"these rows have now certified {reads} different artefacts and are no longer untouched")
     return Certificate(
         held=held,
-        metric=metric,
-        baseline=baseline,
-        candidate=candidate,
-        drop=drop.value,
-        margin=margin,
-        bound=drop.bound,
+        metric=first,
+        baseline=leading.baseline.value,
+        candidate=leading.candidate.value,
+        drop=leading.drop.value,
+        margin=leading.candidate.max_drop or 0.0,
+        bound=leading.drop.bound,
         confidence=confidence,
-        rows=drop.rows,
+        rows=leading.drop.rows,
         reads=reads,
         statement="; ".join(parts) + ".",
+        metrics={name: reading.candidate for name, reading in readings.items()},
+        baselines={name: reading.baseline.value for name, reading in readings.items()},
     )
 
 
-def _no_better_than_chance(baseline_scores: ArrayLike, labels: ArrayLike, confidence: float) -> str | None:
-    """Why keeping the baseline's quality would mean nothing; None if it means something."""
-    test = better_than_chance(baseline_scores, labels, confidence)
+def no_better_than_chance(correct: ArrayLike, labels: ArrayLike, confidence: float) -> str | None:
+    """Why keeping the baseline's accuracy would mean nothing; None if it means something."""
+    test = better_than_chance(correct, labels, confidence)
     if test.passed:
         return None
     shown = f"{test.accuracy:.2%} right, at least {test.low:.2%} with {100 * confidence:.4g} % confidence"
@@ -123,29 +129,30 @@ def _no_better_than_chance(baseline_scores: ArrayLike, labels: ArrayLike, confid
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Wording:
-    """Shares are told in percentage points, other metrics in their own unit."""
+def _verdict(name: str, reading: Reading) -> str:
+    drop, margin = reading.drop, reading.candidate.max_drop
+    assert margin is not None
+    sure = f"{100 * drop.confidence:.4g} % confidence on {drop.rows} test rows"
+    what = drop.subject(name)
+    verb = "drops" if reading.candidate.higher_is_better else "grows"
+    if drop.bound <= margin:
+        return f"Held: with {sure} the {what} {verb} by no more than {drop.told(margin)}"
+    if drop.points and not drop.relative and margin < (least := smallest_certifiable(drop.rows, drop.confidence)):
+        needed = f"; that takes at least {rows_to_certify(margin, drop.confidence)} rows" if margin > 0 else ""
+        return (
+            f"Not held: no drop of the {what} below {drop.told(least)} can be certified with {sure}, whatever the "
+            f"candidate, so {drop.told(margin)} cannot{needed}"
+        )
+    return f"Not held: with {sure} the {what} may {verb.removesuffix('s')} by more than {drop.told(margin)}"
 
-    metric: str
-    is_share: bool
 
-    def verdict(self, drop: Drop, margin: float) -> str:
-        sure = f"{100 * drop.confidence:.4g} % confidence on {drop.rows} test rows"
-        if drop.bound <= margin:
-            return f"Held: with {sure} the {self.metric} drops by no more than {self._change(margin)}"
-        if self.is_share and margin < (least := smallest_certifiable(drop.rows, drop.confidence)):
-            needed = f"; that takes at least {rows_to_certify(margin, drop.confidence)} rows" if margin > 0 else ""
-            return (
-                f"Not held: no drop below {self._change(least)} can be certified with {sure}, whatever the candidate, "
-                f"so {self._change(margin)} cannot{needed}"
-            )
-        return f"Not held: with {sure} the {self.metric} may drop by more than {self._change(margin)}"
-
-    def observed(self, baseline: float, candidate: float, drop: Drop) -> str:
-        before, after = (f"{value:.2%}" if self.is_share else f"{value:.4g}" for value in (baseline, candidate))
-        change = f"an observed drop of {self._change(drop.value)} and at most {self._change(drop.bound)}"
-        return f"{self.metric} {before} before, {after} after, {change}"
-
-    def _change(self, value: float) -> str:
-        return f"{100 * value:.2f} points" if self.is_share else f"{value:.4g}"
+def _observed(name: str, reading: Reading) -> str:
+    drop = reading.drop
+    before, after = (
+        f"{value:.2%}" if drop.points else f"{value:.4g}" for value in (reading.baseline.value, reading.candidate.value)
+    )
+    loss = "drop" if reading.candidate.higher_is_better else "growth"
+    of_all = "" if drop.label is None else " of the worst class"
+    worst = "" if drop.label is None else f" in class {drop.label}"
+    change = f"an observed {loss} of {drop.told(drop.value)} and at most {drop.told(drop.bound)}{worst}"
+    return f"{name}{of_all} {before} before, {after} after, {change}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +29,7 @@ from hasten.core.interfaces import Target
 from hasten.core.trial import Interval as Estimate
 from hasten.evidence.bounds import bootstrap_ratio, percentile_interval, rate_interval, widened
 from hasten.evidence.process import Timing, Worker, serving_environment
+from hasten.evidence.worker import write_inputs
 
 log = logging.getLogger(__name__)
 
@@ -128,11 +129,16 @@ def throughput(measurement: Measurement, confidence: float, participant: str = C
     return _scaled(widened(calls_per_us, measurement.protocol.launch_sd, confidence), 1e6 * measurement.batch_size)
 
 
-def speedups(measurement: Measurement, confidence: float, percentile: str = "p50") -> dict[str, Estimate]:
-    """Name of each reference -> how many times faster than it the candidate is, by that percentile of the requests."""
+def speedups(measurement: Measurement, confidence: float, statistic: str = "p50") -> dict[str, Estimate]:
+    """Name of each reference -> how many times faster than it the candidate is.
+
+    Args:
+        statistic: of the requests' times: `p50`, `p90`, `p99`, or `mean`, whose ratio is that of the throughputs.
+    """
     candidate = measurement.blocks_us[CANDIDATE]
+    q = None if statistic == "mean" else PERCENTILES[statistic]
     ratios = {
-        name: bootstrap_ratio(blocks, candidate, confidence, measurement.seed, PERCENTILES[percentile])
+        name: bootstrap_ratio(blocks, candidate, confidence, measurement.seed, q)
         for name, blocks in measurement.blocks_us.items()
         if name != CANDIDATE
     }
@@ -156,7 +162,7 @@ def measure(
     candidate: Path,
     references: Mapping[str, Path],
     target: Target,
-    inputs: NDArray[Any],
+    inputs: Sequence[NDArray[Any]],
     protocol: LatencyProtocol,
     seed: int,
     *,
@@ -167,7 +173,7 @@ def measure(
     Args:
         candidate: compiled folder (with `engine.json`).
         references: name -> compiled folder, for example `eager`, `engine` and `previous`.
-        inputs: at least one row (N, *input_shape), repeated or cut to the target's batch size.
+        inputs: at least one row (N, *shape) of each input, repeated or cut to the target's batch size.
         on_round: told after every round, of which there are `protocol.max_rounds` at most.
 
     Raises:
@@ -176,8 +182,8 @@ def measure(
     assert CANDIDATE not in references
     folders = {CANDIDATE: candidate, **references}
     with ExitStack() as stack:
-        request = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hasten-"))) / "request.npy"
-        np.save(request, inputs[np.arange(target.batch_size) % len(inputs)])
+        request = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hasten-"))) / "request.npz"
+        write_inputs(request, (values[np.arange(target.batch_size) % len(values)] for values in inputs))
         stack.enter_context(measuring_alone())
         pool = stack.enter_context(ThreadPoolExecutor(len(folders)))
         cpus = measuring_cpus(target.threads)

@@ -116,7 +116,7 @@ class Worker:
         return Timing(seconds=np.array(answer["durations"]) * 1e-9, starved_seconds=answer["starved"] * 1e-9)
 
     def predict(self, inputs: Path, outputs: Path, *, batch_size: int) -> None:
-        """Writes the outputs of all rows of a .npy file, or of `inputs` in a .safetensors file, as a .npy file."""
+        """Writes the outputs of all rows that `worker.write_inputs` wrote into a file, as a .npy file."""
         self._ask("predict", inputs=str(inputs), outputs=str(outputs), batch_size=batch_size)
 
     def memory(self) -> int:

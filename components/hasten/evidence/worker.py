@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import pairwise
@@ -79,7 +79,7 @@ class Server:
         """
         runner, request = self._loaded(), read_inputs(Path(inputs))
         for _ in range(settle):
-            runner(request)
+            runner(*request)
         before = _starved_ns()
         durations = _durations(runner, request, calls)
         return {"durations": durations, "starved": _starved_ns() - before}
@@ -87,11 +87,11 @@ class Server:
     def predict(self, inputs: str, outputs: str, batch_size: int) -> None:
         runner, rows = self._loaded(), read_inputs(Path(inputs))
         parts = []
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            part = np.asarray(runner(batch))
-            if len(part) != len(batch):
-                raise EngineError(f"{self._folder} gave {len(part)} rows of outputs for {len(batch)} rows of inputs")
+        for start in range(0, len(rows[0]), batch_size):
+            batch = [values[start : start + batch_size] for values in rows]
+            part = np.asarray(runner(*batch))
+            if len(part) != len(batch[0]):
+                raise EngineError(f"{self._folder} gave {len(part)} rows of outputs for {len(batch[0])} rows of inputs")
             parts.append(part.copy())
         np.save(outputs, np.concatenate(parts))
 
@@ -133,15 +133,16 @@ class Server:
         return self._runner
 
 
-def read_inputs(file: Path) -> NDArray[Any]:
-    """Rows of a .npy file, or of the tensor `inputs` of a .safetensors file."""
-    if file.suffix == ".safetensors":
-        from safetensors.numpy import load_file
+def write_inputs(file: Path, inputs: Iterable[NDArray[Any]]) -> Path:
+    """Keeps one array an input, in the order of the signature, for a worker to read."""
+    np.savez(file, *inputs)
+    return file
 
-        rows: NDArray[Any] = load_file(file)["inputs"]
-        return rows
-    loaded: NDArray[Any] = np.load(file)
-    return loaded
+
+def read_inputs(file: Path) -> list[NDArray[Any]]:
+    """What `write_inputs` wrote."""
+    with np.load(file, allow_pickle=False) as archive:
+        return [archive[f"arr_{place}"] for place in range(len(archive.files))]
 
 
 def _engine(node: Mapping[str, Any]) -> Engine:
@@ -160,13 +161,13 @@ def _starved_ns() -> int:
     return waited
 
 
-def _durations(runner: Runner, request: NDArray[Any], calls: int) -> list[int]:
+def _durations(runner: Runner, request: Sequence[NDArray[Any]], calls: int) -> list[int]:
     stamps = [0] * (calls + 1)
     gc.disable()
     try:
         stamps[0] = perf_counter_ns()
         for call in range(calls):
-            runner(request)
+            runner(*request)
             stamps[call + 1] = perf_counter_ns()
     finally:
         gc.enable()

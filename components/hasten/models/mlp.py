@@ -17,7 +17,7 @@ class MLP(nn.Module):
 
     Args:
         input_shape: of a row, of any rank.
-        num_classes: outputs per row.
+        num_outputs: outputs per row.
         hidden: units of each hidden layer; empty for a linear model.
 
     Raises:
@@ -25,19 +25,19 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, *, input_shape: tuple[int, ...], num_classes: Size, hidden: tuple[Size, ...] = (512, 512)
+        self, *, input_shape: tuple[int, ...], num_outputs: Size, hidden: tuple[Size, ...] = (512, 512)
     ) -> None:
         super().__init__()
-        sizes = [math.prod(input_shape), *hidden, num_classes]
+        sizes = [math.prod(input_shape), *hidden, num_outputs]
         if min(sizes) < 1:
             raise ValueError(
                 f"MLP: every size must be at least 1, got input_shape={tuple(input_shape)}, hidden={list(hidden)}, "
-                f"num_classes={num_classes}"
+                f"num_outputs={num_outputs}"
             )
         layers: list[nn.Module] = [nn.Flatten()]
-        for num_inputs, num_outputs in itertools.pairwise(sizes[:-1]):
-            layers += [nn.Linear(num_inputs, num_outputs), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-2], num_classes))
+        for before, after in itertools.pairwise(sizes[:-1]):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-2], num_outputs))
 
     def forward(self, rows: Tensor) -> Tensor:
         logits_BC: Tensor = self.layers(rows)

@@ -19,7 +19,7 @@ class ResNet(nn.Module):
 
     Args:
         input_shape: (channels, height, width) of a row.
-        num_classes: outputs per row.
+        num_outputs: outputs per row.
         widths: channels of each stage.
         num_blocks: residual blocks per stage, two convolutions each.
 
@@ -31,7 +31,7 @@ class ResNet(nn.Module):
         self,
         *,
         input_shape: tuple[int, ...],
-        num_classes: Width,
+        num_outputs: Width,
         widths: Annotated[tuple[Width, ...], MinLen(1)] = (32, 64, 128),
         num_blocks: Width = 3,
     ) -> None:
@@ -40,7 +40,7 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"ResNet needs input_shape (channels, height, width), with 1 channel for grey, got {tuple(input_shape)}"
             )
-        _check_sizes(num_classes=[num_classes], widths=widths, num_blocks=[num_blocks])
+        _check_sizes(num_outputs=[num_outputs], widths=widths, num_blocks=[num_blocks])
         self.stem = nn.Sequential(_convolution(input_shape[0], widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU())
         blocks = []
         num_channels = widths[0]
@@ -50,7 +50,7 @@ class ResNet(nn.Module):
                 num_channels = width
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(num_channels, num_classes)
+        self.classifier = nn.Linear(num_channels, num_outputs)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         features_BCHW = self.blocks(self.stem(images_BCHW))

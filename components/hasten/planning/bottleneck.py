@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
@@ -34,13 +34,21 @@ class BottleneckPlanner(Planner):
     logarithm is multiplied by what the strategy's earlier trials suggest (`planning.prior.correction`). Fewer bytes
     shorten no time: they count where a size limit is broken, and then before all else.
 
+    Where size or memory is optimised, the declared gain is the factor by which a strategy shrinks the files (its
+    `capacity`). Time then counts beside it only where the best trial breaks a limit of latency or throughput, and for
+    memory, which the engine that serves the requests decides as much as the weights do.
+
     Once chosen, a strategy is worked off, every attempt and every value of its search, on the recipe that was the best
     when it was chosen. No attempt is made twice on one recipe, and none that gives a recipe of the history.
 
     Attributes:
         max_trials: trials without the baseline.
-        max_minutes: budget of recorded cost of the history, the baseline included; None for none.
+        max_minutes: budget of recorded cost of the trials, without the baseline, which has to be there anyhow; None for
+            none.
         prior: summary.json of an earlier run to learn from; None to start afresh.
+        optimize: the objective's.
+        max_latency_ms: the objective's.
+        min_throughput: the objective's.
 
     Raises:
         ConfigError: `prior` can't be read.
@@ -49,13 +57,16 @@ class BottleneckPlanner(Planner):
     max_trials: Annotated[int, Ge(1)] = 14
     max_minutes: Annotated[float, Gt(0)] | None = None
     prior: str | None = None
+    optimize: Literal["p50", "p90", "p99", "throughput", "size", "memory"] = "p50"
+    max_latency_ms: Annotated[float, Gt(0)] | None = None
+    min_throughput: Annotated[float, Gt(0)] | None = None
 
     def __post_init__(self) -> None:
         _ = self._taught  # A file that can't be read is told before anything has been trained.
 
     @cached_property
     def _taught(self) -> tuple[Lesson, ...]:
-        return () if self.prior is None else read_prior(self.prior)
+        return () if self.prior is None else read_prior(self.prior, self.optimize)
 
     def choose(
         self,
@@ -81,8 +92,8 @@ class BottleneckPlanner(Planner):
             if edit := _open_edit(strategy, parent.number, history, known):
                 return self._step(strategy, edit, parent, parent.profile or profile, history)
         ranked = sorted(
-            (strategy for strategy in strategies if _relieves(strategy, profile)),
-            key=lambda strategy: self._rank(strategy, profile, history),
+            (strategy for strategy in strategies if self._relieves(strategy, profile, best)),
+            key=lambda strategy: self._rank(strategy, profile, history, best),
         )
         for strategy in ranked:
             if edit := _open_edit(strategy, best.number, history, known):
@@ -104,7 +115,8 @@ class BottleneckPlanner(Planner):
             return spent
         if not strategies:
             return "there are no strategies (strategy=[])"
-        return f"no strategy is left: {'; '.join(_obstacle(each, profile, best, inadmissible) for each in strategies)}"
+        obstacles = (self._obstacle(each, profile, best, inadmissible) for each in strategies)
+        return f"no strategy is left: {'; '.join(obstacles)}"
 
     def estimate(self, history: Sequence[Trial], strategies: Sequence[Strategy]) -> list[Estimate]:
         """What working off every strategy once may cost at most, in the order given.
@@ -129,26 +141,54 @@ class BottleneckPlanner(Planner):
     def _spent(self, history: Sequence[Trial]) -> str | None:
         if _num_trials(history) >= self.max_trials:
             return f"the budget of {self.max_trials} trials is spent (planner.max_trials)"
-        minutes = sum(trial.seconds for trial in history) / 60
+        minutes = sum(trial.seconds for trial in history[1:]) / 60
         if self.max_minutes is not None and minutes >= self.max_minutes:
             return f"the budget of {self.max_minutes:g} minutes is spent, {minutes:.3g} are used (planner.max_minutes)"
         return None
 
+    @property
+    def _counts_bytes(self) -> bool:
+        return self.optimize in ("size", "memory")
+
+    def _time_counts(self, best: Trial) -> bool:
+        """Whether shorter requests bring the recipe nearer to what the objective asks for."""
+        if self.optimize != "size":
+            return True
+        measured = best.evaluation
+        if measured is None:
+            return False
+        too_slow = self.max_latency_ms is not None and measured.latency_ms["p50"].high > self.max_latency_ms
+        return too_slow or (self.min_throughput is not None and measured.throughput.low < self.min_throughput)
+
+    def _declared(self, strategy: Strategy, profile: Profile) -> float:
+        """The gain of what is optimised that the strategy declares."""
+        return strategy.addresses.get("capacity", 1.0) if self._counts_bytes else declared_gain(strategy, profile)
+
     def _expected_gain(self, strategy: Strategy, profile: Profile, history: Sequence[Trial]) -> float:
         factor = correction(strategy.name, (*self._taught, *lessons(history)))
-        return math.exp(factor * math.log(declared_gain(strategy, profile)))
+        return math.exp(factor * math.log(self._declared(strategy, profile)))
 
-    def _rank(self, strategy: Strategy, profile: Profile, history: Sequence[Trial]) -> tuple[bool, float]:
+    def _relieves(self, strategy: Strategy, profile: Profile, best: Trial) -> bool:
+        if self._counts_bytes and strategy.addresses.get("capacity", 1.0) > 1:
+            return True
+        return self._time_counts(best) and _relieves(strategy, profile)
+
+    def _rank(self, strategy: Strategy, profile: Profile, history: Sequence[Trial], best: Trial) -> tuple[bool, float]:
         """Sorts ascending: what brings the files under a broken limit, then the most gain per second."""
-        relief = _relief(strategy, profile)
-        benefit = math.log(self._expected_gain(strategy, profile, history)) + math.log(relief)
+        relief, benefit = _relief(strategy, profile), math.log(self._expected_gain(strategy, profile, history))
+        if not self._counts_bytes:
+            benefit += math.log(relief)
+        elif self._time_counts(best):
+            benefit += math.log(declared_gain(strategy, profile))
         return profile.bottleneck == "capacity" and relief <= 1, -benefit / _cost(strategy, history)
 
     def _step(
         self, strategy: Strategy, edit: Edit, parent: Trial, profile: Profile, history: Sequence[Trial]
     ) -> Choice:
-        expected, declared = self._expected_gain(strategy, profile, history), declared_gain(strategy, profile)
+        expected, declared = self._expected_gain(strategy, profile, history), self._declared(strategy, profile)
         shares = ", ".join(f"{name} {profile.shares[name]:.0%}" for name in _addressed(strategy, profile))
+        if self._counts_bytes:
+            shares = f"{self.optimize} (objective.optimize)" if declared > 1 else shares
         corrected = (
             "" if math.isclose(expected, declared) else f", corrected from {declared:.3g}x by its earlier trials"
         )
@@ -159,6 +199,19 @@ class BottleneckPlanner(Planner):
             why=f"addresses {shares}; expected {expected:.3g}x{corrected}, for {_cost(strategy, history):.3g} s",
             parent=parent.number,
         )
+
+    def _obstacle(self, strategy: Strategy, profile: Profile, best: Trial, inadmissible: Inadmissible) -> str:
+        """Why a strategy is not chosen."""
+        if not self._relieves(strategy, profile, best):
+            if not self._time_counts(best):
+                return f"{strategy.name} does not shrink the files (objective.optimize={self.optimize})"
+            shares = ", ".join(f"{name} {profile.shares.get(name, 0.0):.0%}" for name in strategy.addresses)
+            return f"{strategy.name} addresses what hardly matters ({shares})"
+        first = f"{strategy.search['key']}={strategy.search['low']}" if strategy.search else None
+        for attempt in strategy.attempts:
+            if reason := inadmissible(best.number, (*attempt, first) if first else attempt):
+                return f"{strategy.name} is refused: {reason}"
+        return f"{strategy.name} has nothing new to try on trial {best.number}"
 
 
 def check(strategies: Iterable[Strategy]) -> None:
@@ -271,15 +324,3 @@ def _open_value(
             return edit
         observed.append((value, holds))
     return None
-
-
-def _obstacle(strategy: Strategy, profile: Profile, best: Trial, inadmissible: Inadmissible) -> str:
-    """Why a strategy is not chosen."""
-    if not _relieves(strategy, profile):
-        shares = ", ".join(f"{name} {profile.shares.get(name, 0.0):.0%}" for name in strategy.addresses)
-        return f"{strategy.name} addresses what hardly matters ({shares})"
-    first = f"{strategy.search['key']}={strategy.search['low']}" if strategy.search else None
-    for attempt in strategy.attempts:
-        if reason := inadmissible(best.number, (*attempt, first) if first else attempt):
-            return f"{strategy.name} is refused: {reason}"
-    return f"{strategy.name} has nothing new to try on trial {best.number}"

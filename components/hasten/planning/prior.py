@@ -55,18 +55,22 @@ def lessons(history: Sequence[Trial]) -> tuple[Lesson, ...]:
     return _lessons([vars(trial) for trial in history])
 
 
-def read_prior(path: str) -> tuple[Lesson, ...]:
+def read_prior(path: str, optimize: str = "p50") -> tuple[Lesson, ...]:
     """The lessons of an earlier run, from its summary.json.
 
+    Args:
+        optimize: what this run optimises: bytes that were saved teach nothing about time.
+
     Raises:
-        ConfigError: there is no such file, or it holds no trials.
+        ConfigError: there is no such file, it holds no trials, or its run optimised another quantity.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         trials = values["trials"]
         if not isinstance(trials, list):
             raise TypeError(f"trials must be a list, got {type(trials).__name__}")
-        return _lessons(trials)
+        earlier = str(values.get("optimize", "p50"))
+        found = _lessons(trials)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(
@@ -76,6 +80,14 @@ def read_prior(path: str) -> tuple[Lesson, ...]:
         raise ConfigError(f"planner.prior={path} is no summary.json of a run: it has no {error}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"planner.prior={path} is no summary.json of a run: {error}") from error
+    if _quantity(earlier) != _quantity(optimize):
+        raise ConfigError(f"planner.prior={path} optimised {earlier}, which teaches nothing about {optimize}")
+    return found
+
+
+def _quantity(optimize: str) -> str:
+    """Size, memory or time: rows per second and every percentile of the latency are shortened by the same moves."""
+    return optimize if optimize in ("size", "memory") else "time"
 
 
 def _lessons(trials: Sequence[Mapping[str, Any]]) -> tuple[Lesson, ...]:

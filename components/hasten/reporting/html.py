@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hasten.core.trial import Profile, Result, Trial
-from hasten.reporting import plots, units
+from hasten.reporting import plots, quality, units
 from hasten.reporting.summary import addressed, claim, tried
 
 LIMITS = (
@@ -33,6 +33,7 @@ class Row:
     previous: str
     quality: str
     bound: str
+    others: str
     size: str
     expected: str
     marked: str
@@ -65,6 +66,10 @@ def report(result: Result) -> str:
         result=result,
         claim=claim(result),
         certificate=result.certificate,
+        certified=quality.certified(result.certificate),
+        metric=result.baseline.evaluation.metric if result.baseline.evaluation is not None else "quality",
+        bound_unit=quality.bound_unit(result.trials),
+        judged=_judged(result),
         rows=_rows(result),
         ratios=_ratios(result),
         size=_size(result),
@@ -87,15 +92,16 @@ def _rows(result: Result) -> list[Row]:
 def _row(trial: Trial, by_number: Mapping[int, Trial], result: Result) -> Row:
     evaluation = trial.evaluation
     marks = ("best",) if trial.number == result.best.number else ()
-    figures = {"latency": "–", "eager": "–", "previous": "–", "quality": "–", "bound": "–", "size": "–"}
+    figures = {"latency": "–", "eager": "–", "previous": "–", "quality": "–", "bound": "–", "size": "–", "others": ""}
     if evaluation is not None:
         ratios = {name: units.ratio(ratio.value) for name, ratio in evaluation.speedup.items()}
         figures |= {name: ratios[name] for name in ("eager", "previous") if name in ratios}
         figures["latency"] = units.latency_interval(evaluation.latency_ms["p50"])
-        figures["quality"] = units.share(evaluation.quality)
+        figures["quality"] = quality.told(evaluation)
         figures["size"] = units.size(evaluation.size_bytes)
-        if evaluation.drop is not None:
-            figures["bound"] = f"≤ {100 * evaluation.drop.bound:.2f}"
+        figures["others"] = "; ".join(map(quality.sentence, quality.others(evaluation)))
+        if bound := quality.bound(evaluation):
+            figures["bound"] = f"≤ {bound}"
     return Row(
         number=str(trial.number),
         tried=tried(trial),
@@ -138,6 +144,14 @@ def _size(result: Result) -> str:
     if before is None or after is None:
         return ""
     return f"{units.size(before.size_bytes)} → {units.size(after.size_bytes)}"
+
+
+def _judged(result: Result) -> list[quality.Line]:
+    """Every metric of the best trial on the validation rows, beside the baseline's."""
+    before, after = result.baseline.evaluation, result.best.evaluation
+    if before is None or after is None:
+        return []
+    return quality.lines(after.metrics, {name: each.value for name, each in before.metrics.items()})
 
 
 def _profiles(result: Result) -> list[tuple[str, Profile]]:

@@ -6,11 +6,12 @@ import io
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hasten.core.trial import Evaluation, Interval, OperatorGroup, Profile, Result, Trial
-from hasten.reporting import units
+from hasten.core.trial import Evaluation, Interval, OperatorGroup, Profile, Quality, Result, Trial
+from hasten.reporting import quality, units
+from hasten.reporting.measures import Measure, measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,115 +117,217 @@ def _around(x: float, y: float, width: float, height: float, radius: float) -> I
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Height:
+    """Where a quality lies on an axis that points to better ones: in per cent, or in the metric's own unit.
+
+    Attributes:
+        metric: its name.
+        baseline: the untouched model's quality.
+    """
+
+    metric: str
+    baseline: Quality
+
+    @property
+    def scale(self) -> float:
+        return (1 if self.baseline.higher_is_better else -1) * (100 if self.baseline.points else 1)
+
+    @property
+    def least(self) -> float:
+        """What is worth a picture where nothing is lost: half a point, or half a per cent of the baseline."""
+        return 0.5 if self.baseline.points else 0.005 * abs(self.of(self.baseline.value)) or 0.005
+
+    @property
+    def label(self) -> str:
+        unit = ", %" if self.baseline.points else ""
+        hint = "" if self.baseline.higher_is_better else "\n(less is better, and higher up)"
+        return f"{self.metric} on validation rows{unit}{hint}"
+
+    def of(self, value: float) -> float:
+        return self.scale * value
+
+    def lost(self, drop: float, relative: bool) -> float:
+        """What is left of the baseline after a drop."""
+        share = abs(self.baseline.value) if relative else 1.0
+        return self.of(self.baseline.value) - abs(self.scale) * drop * share
+
+    def worst(self, judged: Quality) -> float | None:
+        """Where it may lie at worst; None where that is of one class, or unknown."""
+        if judged.drop is None or judged.drop.label is not None:
+            return None
+        return self.lost(judged.drop.bound, judged.drop.relative)
+
+    def limit(self, judged: Iterable[Quality]) -> float | None:
+        """The worst that is allowed; None where nothing is refused for the mean of this metric."""
+        compared = next((each for each in judged if each.drop is not None), None)
+        if compared is None or compared.drop is None or compared.max_drop is None or compared.drop.label is not None:
+            return None
+        return self.lost(compared.max_drop, compared.drop.relative)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """The trials whose outputs were judged, by their first metric, and where that lies on the axis."""
+
+    qualities: Mapping[int, Quality]
+    height: _Height
+
+    @classmethod
+    def of(cls, result: Result) -> _Judged | None:
+        """None where nothing judged the baseline."""
+        measured = [(trial.number, trial.evaluation) for trial in result.trials if trial.evaluation is not None]
+        qualities = {number: known for number, it in measured if (known := quality.first(it)) is not None}
+        base = qualities.get(result.baseline.number)
+        if base is None or result.baseline.evaluation is None:
+            return None
+        compared = next((each.drop for each in qualities.values() if each.drop is not None), None)
+        points = base.points if compared is None else compared.points
+        metric = result.baseline.evaluation.metric
+        return cls(qualities=qualities, height=_Height(metric=metric, baseline=replace(base, points=points)))
+
+    @property
+    def heights(self) -> dict[int, float]:
+        return {number: self.height.of(each.value) for number, each in self.qualities.items()}
+
+    @property
+    def limit(self) -> float | None:
+        return self.height.limit(self.qualities.values())
+
+
+def limit_of(result: Result) -> float | None:
+    """Where the line of the worst quality that is allowed lies, in the axis' unit; None where there is none."""
+    judged = _Judged.of(result)
+    return None if judged is None else judged.limit
+
+
 def front(result: Result) -> str:
-    """Latency against quality of every trial that was measured, with the front and what the quality may be at worst."""
-    trials = [(trial, trial.evaluation) for trial in result.trials if trial.evaluation is not None]
-    base = result.baseline.evaluation
-    assert base is not None
-    limit = base.quality - result.certificate.margin
-    floor = _quality_floor([evaluation.quality for _, evaluation in trials], base.quality, limit)
+    """What is optimised against quality, of every trial that was measured, with the front and what the quality may be
+    at worst; empty where quality is unchecked."""
+    judged = _Judged.of(result)
+    if judged is None:
+        return ""
+    measured = [(trial, trial.evaluation) for trial in result.trials if trial.evaluation is not None]
+    trials = [(trial, evaluation) for trial, evaluation in measured if trial.number in judged.qualities]
+    optimised, height, heights, limit = measure(result.optimize), judged.height, judged.heights, judged.limit
+    floor = _quality_floor(list(heights.values()), height, limit)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        ceiling = max(evaluation.quality for _, evaluation in trials)
-        room = max(ceiling - floor, 1e-6)
-        low, high = floor - BOTTOM * room, ceiling + 0.12 * room
-        axes.set_ylim(100 * low, 100 * high)
-        axes.axhline(100 * limit, color=FAINT, linestyle="--", linewidth=0.9)
-        _latency_axis(axes, "x", [evaluation.latency_ms["p50"] for _, evaluation in trials])
+        room = max(max(heights.values()) - floor, 1e-4 * height.least)
+        axes.set_ylim(floor - BOTTOM * room, floor + 1.12 * room)
+        _value_axis(axes, "x", [optimised.of(evaluation) for _, evaluation in trials], optimised)
         for trial, evaluation in trials:
-            _front_point(axes, trial, evaluation, base.quality, floor)
+            worst = height.worst(judged.qualities[trial.number])
+            _front_point(axes, trial, optimised.of(evaluation), heights[trial.number], worst, floor)
         _verdict_key(figure, [trial for trial, _ in trials])
         on_front = sorted(
-            (evaluation.latency_ms["p50"].value, 100 * max(evaluation.quality, floor))
+            (optimised.of(evaluation).value, max(heights[trial.number], floor))
             for trial, evaluation in trials
             if trial.number in result.front
         )
         axes.plot(*zip(*on_front, strict=True), color=INK, linewidth=1.0, alpha=0.55, zorder=1)
-        axes.set_xlabel("latency of a request, p50 (log scale; bars: confidence interval)")
-        axes.set_ylabel(f"{base.metric} on validation rows, %")
-        _front_labels(figure, axes, trials, result, floor)
-        axes.annotate(
-            f"lowest {base.metric} allowed",
-            (1, 100 * limit),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, -3),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color="#57606a",
-            fontsize=8,
-        )
+        axes.set_xlabel(optimised.axis)
+        axes.set_ylabel(height.label)
+        if not height.baseline.higher_is_better:
+            _upside_down(axes)
+        _front_labels(figure, axes, trials, result, heights, floor)
+        if limit is not None:
+            _limit_line(axes, limit, "lowest" if height.baseline.higher_is_better else "highest", height.metric)
 
     return _svg("front", draw, 4.3)
 
 
-def _quality_floor(qualities: Sequence[float], base: float, limit: float) -> float:
+def _limit_line(axes: Axes, limit: float, extreme: str, metric: str) -> None:
+    axes.axhline(limit, color=FAINT, linestyle="--", linewidth=0.9)
+    axes.annotate(
+        f"{extreme} {metric} allowed",
+        (1, limit),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, -3),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color="#57606a",
+        fontsize=8,
+    )
+
+
+def _quality_floor(heights: Sequence[float], height: _Height, limit: float | None) -> float:
     """Where the quality axis ends: three times what may be lost, so that ruined trials don't flatten the rest."""
-    deepest = base - 3 * max(base - limit, 0.005)
-    return max(deepest, min([limit, *qualities]))
+    base = height.of(height.baseline.value)
+    allowed = base - height.least if limit is None else limit
+    deepest = base - 3 * max(base - allowed, height.least)
+    return max(deepest, min([allowed, *heights]))
 
 
-def _front_point(axes: Axes, trial: Trial, evaluation: Evaluation, base: float, floor: float) -> None:
-    latency, colour = evaluation.latency_ms["p50"], VERDICT_COLOURS[trial.verdict]
-    quality = max(evaluation.quality, floor)
-    if evaluation.quality < floor:
-        axes.plot(latency.value, 100 * quality, "v", color=colour, markersize=6.5, zorder=3, clip_on=False)
+def _front_point(axes: Axes, trial: Trial, reached: Interval, height: float, worst: float | None, floor: float) -> None:
+    colour, shown = VERDICT_COLOURS[trial.verdict], max(height, floor)
+    if height < floor:
+        axes.plot(reached.value, shown, "v", color=colour, markersize=6.5, zorder=3, clip_on=False)
         return
-    axes.errorbar(latency.value, 100 * quality, xerr=_errors(latency), color=colour, capsize=2.0, zorder=2)
-    axes.plot(latency.value, 100 * quality, "o", color=colour, markersize=6.5, zorder=3)
-    if evaluation.drop is not None:
-        worst = 100 * (base - evaluation.drop.bound)
-        axes.plot([latency.value] * 2, [worst, 100 * quality], color=colour, linewidth=0.9, alpha=0.4, zorder=1)
+    axes.errorbar(reached.value, shown, xerr=_errors(reached), color=colour, capsize=2.0, zorder=2)
+    axes.plot(reached.value, shown, "o", color=colour, markersize=6.5, zorder=3)
+    if worst is not None:
+        axes.plot([reached.value] * 2, [worst, shown], color=colour, linewidth=0.9, alpha=0.4, zorder=1)
 
 
 def _front_labels(
-    figure: Figure, axes: Axes, trials: Sequence[tuple[Trial, Evaluation]], result: Result, floor: float
+    figure: Figure,
+    axes: Axes,
+    trials: Sequence[tuple[Trial, Evaluation]],
+    result: Result,
+    heights: Mapping[int, float],
+    floor: float,
 ) -> None:
     names = {result.baseline.number: " baseline", result.best.number: " best"}
+    optimised = measure(result.optimize)
     texts, anchors = [], []
     for trial, evaluation in trials:
-        below = f" ({units.share(evaluation.quality)})" if evaluation.quality < floor else ""
+        below = f" ({quality.told(evaluation)})" if heights[trial.number] < floor else ""
         texts.append(f"{trial.number}{names.get(trial.number, '')}{below}")
-        anchors.append((evaluation.latency_ms["p50"].value, 100 * max(evaluation.quality, floor)))
+        anchors.append((optimised.of(evaluation).value, max(heights[trial.number], floor)))
     marked = {index for index, (trial, _) in enumerate(trials) if trial.number in names}
     _label(figure, axes, texts, anchors, bold=marked)
 
 
 def best_over_iterations(result: Result) -> str:
-    """Latency of each trial, and of the best so far, over the iterations."""
+    """What each trial reached of what is optimised, and the best so far, over the iterations."""
+    optimised = measure(result.optimize)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        measured = [(trial, it.latency_ms["p50"]) for trial in result.trials if (it := trial.evaluation) is not None]
+        measured = [(trial, optimised.of(it)) for trial in result.trials if (it := trial.evaluation) is not None]
         numbers = [trial.number for trial in result.trials]
-        axes.step(numbers, best_so_far(result.trials), where="post", color=INK, linewidth=1.4, label="best so far")
-        _latency_axis(axes, "y", [latency for _, latency in measured])
-        for trial, latency in measured:
+        best = best_so_far(result.trials, optimised)
+        axes.step(numbers, best, where="post", color=INK, linewidth=1.4, label="best so far")
+        _value_axis(axes, "y", [reached for _, reached in measured], optimised)
+        for trial, reached in measured:
             colour = VERDICT_COLOURS[trial.verdict]
-            axes.errorbar(trial.number, latency.value, yerr=_errors(latency), fmt="o", color=colour, ms=5.5, capsize=2)
+            axes.errorbar(trial.number, reached.value, yerr=_errors(reached), fmt="o", color=colour, ms=5.5, capsize=2)
         for trial in result.trials:
             if trial.evaluation is None:
                 place = axes.get_xaxis_transform()
                 axes.plot(trial.number, 0.03, "x", color=VERDICT_COLOURS[trial.verdict], transform=place, ms=6)
         axes.set_xticks(numbers)
         axes.set_xlabel("iteration")
-        axes.set_ylabel("latency p50 (log scale)")
-        axes.legend(frameon=False, loc="upper right", fontsize=8)
+        axes.set_ylabel(f"{optimised.name} (log scale)")
+        where = "upper right" if optimised.low_is_better else "lower right"
+        axes.legend(frameon=False, loc=where, fontsize=8)
         _verdict_key(figure, result.trials)
 
     return _svg("iterations", draw, 3.0)
 
 
-def best_so_far(trials: Sequence[Trial]) -> list[float]:
-    """Latency p50 in ms of the last accepted trial, after each trial."""
+def best_so_far(trials: Sequence[Trial], optimised: Measure) -> list[float]:
+    """What the last accepted trial reached, after each trial."""
     best = math.nan
-    latencies = []
+    reached = []
     for trial in trials:
         if trial.verdict == "accepted" and trial.evaluation is not None:
-            best = trial.evaluation.latency_ms["p50"].value
-        latencies.append(best)
-    return latencies
+            best = optimised.of(trial.evaluation).value
+        reached.append(best)
+    return reached
 
 
 def profiles(rows: Sequence[tuple[str, Profile]]) -> str:
@@ -373,25 +476,25 @@ def _label(
         )
 
 
-def _latency_axis(axes: Axes, which: str, latencies: Sequence[Interval]) -> None:
+def _value_axis(axes: Axes, which: str, values: Sequence[Interval], optimised: Measure) -> None:
     """A log axis whose few ticks carry their unit."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    low, high = min(latency.low for latency in latencies) / 1.35, max(latency.high for latency in latencies) * 1.5
+    low, high = min(value.low for value in values) / 1.35, max(value.high for value in values) * 1.5
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
     dense = high / low < 1000
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if dense else (1.0,), numticks=20))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: optimised.tick(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
-def _tick(milliseconds: float) -> str:
-    for unit, size in (("s", 1e3), ("ms", 1.0)):
-        if milliseconds >= size:
-            return f"{milliseconds / size:g} {unit}"
-    return f"{milliseconds * 1e3:g} µs"
+def _upside_down(axes: Axes) -> None:
+    """Ticks of an axis on which values were negated, so that better is higher up."""
+    from matplotlib.ticker import FuncFormatter
+
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{-value:g}"))
 
 
 def _plain_ticks(axes: Axes) -> None:

@@ -7,8 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from hasten.core.trial import Result, Trial
-from hasten.reporting import units
+from hasten.core.trial import Quality, Result, Trial
+from hasten.reporting import quality, units
+
+BETTER = {
+    "throughput": "surely serve more rows per second",
+    "size": "smaller",
+    "memory": "surely smaller in memory",
+}
+"""What nothing that was tried made of the model, by what was optimised; `surely faster` for every latency."""
 
 
 def to_json(result: Result) -> dict[str, Any]:
@@ -32,6 +39,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "front": list(result.front),
         "stopped": result.stopped,
         "binding": result.binding,
+        "optimize": result.optimize,
         "warnings": list(result.warnings),
         "machine": dict(result.machine),
         "model_folder": result.model_folder,
@@ -67,30 +75,55 @@ def claim(result: Result) -> str:
     if result.best.number == result.baseline.number:
         if len(result.trials) == 1 and result.stopped == "interrupted":
             return f"{result.experiment} was interrupted before anything was tried."
-        told = f"Nothing that was tried makes {result.experiment} surely faster inside its constraints."
+        better = BETTER.get(result.optimize, "surely faster")
+        told = f"Nothing that was tried makes {result.experiment} {better} inside its constraints."
         engine = result.speedup.get("engine")
         if engine is None or engine.high >= 1:
             return told
         return f"{told} As it is, it runs {units.digits(1 / engine.value)} times as fast in {result.engine_reference}."
+    parts = [_speed_claim(result), _size_claim(result.size_ratio)]
+    if result.optimize == "size":
+        parts.reverse()
+    if result.optimize == "memory":
+        parts.append(_memory_claim(result))
+    return f"{result.experiment} {', '.join(parts)}, {_quality_claim(result)}."
+
+
+def _speed_claim(result: Result) -> str:
     eager = result.speedup["eager"]
     interval = f"between {units.digits(eager.low)} and {units.digits(eager.high)}"
-    return (
-        f"{result.experiment} runs {units.digits(eager.value)} times as fast as in eager PyTorch ({interval}), "
-        f"{_size_claim(result.size_ratio)}, {_quality_claim(result)}."
-    )
+    if result.optimize == "throughput":
+        return f"serves {units.digits(eager.value)} times as many rows per second as eager PyTorch ({interval})"
+    return f"runs {units.digits(eager.value)} times as fast as in eager PyTorch ({interval})"
 
 
 def _size_claim(ratio: float) -> str:
     return f"is {units.digits(ratio)} times smaller" if ratio >= 1 else f"is {units.digits(1 / ratio)} times larger"
 
 
+def _memory_claim(result: Result) -> str:
+    before, after = result.baseline.evaluation, result.best.evaluation
+    assert before is not None
+    assert after is not None
+    return f"takes {units.size(after.memory_bytes)} of memory instead of {units.size(before.memory_bytes)}"
+
+
 def _quality_claim(result: Result) -> str:
     certificate = result.certificate
+    if not certificate.checked:
+        return "and nothing has checked its quality"
+    metrics = quality.constrained(certificate.metrics)
+    names = " and ".join(each.drop.subject(name) if each.drop else name for name, each in metrics.items())
     if not certificate.held:
-        return f"but it is not certified that its {certificate.metric} holds"
-    if certificate.bound <= 0:
-        return f"and its {certificate.metric} is certified not to drop"
-    return f"and its {certificate.metric} is certified to drop by at most {units.points(certificate.bound)}"
+        return f"but it is not certified that its {names} {'hold' if len(metrics) > 1 else 'holds'}"
+    return f"and its {' and its '.join(_certified(name, each) for name, each in metrics.items())}"
+
+
+def _certified(name: str, judged: Quality) -> str:
+    drop, verb = judged.drop, "drop" if judged.higher_is_better else "rise"
+    assert drop is not None  # what was compared with nothing is not held
+    change = f"not to {verb}" if drop.bound <= 0 else f"to {verb} by at most {drop.told(drop.bound)}"
+    return f"{drop.subject(name)} is certified {change}"
 
 
 def _finite(value: Any) -> Any:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
+from typing import Literal, NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,14 +21,25 @@ from rich.text import Text
 
 from hasten.core.store import Listing
 from hasten.core.trial import Interval, Profile, Result, Trial
-from hasten.reporting import units
+from hasten.reporting import quality, units
 from hasten.reporting.summary import addressed, claim, tried
 
+STATE_STYLES = {"ok": "green", "missing": "yellow", "fails": "red"}
 VERDICT_STYLES = {"accepted": "green", "rejected": "yellow", "failed": "red"}
 REDRAW_SECONDS = 0.2
 KEY_CHARACTERS = 12
-FIGURE_WIDTHS = (20, 5, 5, 7, 5, 7)
+FIGURE_WIDTHS = (20, 5, 5, 7, 7, 7)
 """Columns right of what was tried: latency, both speed-ups, quality, bound of its drop, size."""
+UNKNOWN = "unknown"
+"""Quality that nothing has checked, in a narrow column."""
+
+
+class Finding(NamedTuple):
+    """One line of a check-up: what was looked at, how it is (`ok`, `missing` or `fails`), and what to know of it."""
+
+    name: str
+    state: Literal["ok", "missing", "fails"]
+    told: str
 
 
 class Screen:
@@ -137,6 +149,17 @@ class Screen:
         self._console.print(table)
         self._line(f"{len(rows)} stages, {units.size(sum(row.num_bytes for row in rows))}")
 
+    def findings(self, title: str, findings: Sequence[Finding]) -> None:
+        """What a check-up found, one line each, folded and never cut."""
+        self._console.print(Text(title, "bold"))
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for width in (16, 8, None):
+            table.add_column(width=width, overflow="fold")
+        for finding in findings:
+            state = Text(finding.state, STATE_STYLES[finding.state])
+            table.add_row(Text(f"  {finding.name}"), state, Text(finding.told))
+        self._console.print(table)
+
     def profile(self, profile: Profile, title: str) -> None:
         """Where a request's time goes, each kind of operators against the roofline, and the bottleneck that follows."""
         table = _table("operators", ">calls", ">share", ">time", ">GFLOP/s", ">roof", "bound by")
@@ -219,11 +242,13 @@ def _trial_table(trials: Sequence[Trial], width: int, first: int = 0) -> Rendera
         "vs\neager",
         "vs\nbest",
         metric if len(metric) <= 7 else "quality",
-        "drop\n<= %",
+        f"drop <=\n{quality.bound_unit(trials)}".strip(),
     )
     lines: list[RenderableType] = [_figures(width, [Text(cell, "bold") for cell in (*head, "size")])]
     for trial in trials[first:]:
         lines.append(_figures(width, _cells(trial, _tried_width(width))))
+        for other in quality.others(trial.evaluation) if trial.evaluation is not None else ():
+            lines.append(Padding(Text(quality.sentence(other)), (0, 0, 0, 3)))
         bottleneck = f" ({addressed(trial, by_number)})" if trial.number else ""
         style = VERDICT_STYLES[trial.verdict]
         lines.append(Padding(Text.assemble((trial.verdict, style), f"{bottleneck}: {trial.reason}"), (0, 0, 0, 3)))
@@ -257,14 +282,13 @@ def _cells(trial: Trial, tried_width: int) -> list[Text]:
     evaluation = trial.evaluation
     if evaluation is None:
         return [*what, *(Text("-") for _ in FIGURE_WIDTHS)]
-    quality = f"{100 * evaluation.quality:.1f} %"
-    bound = "-" if evaluation.drop is None else f"{100 * evaluation.drop.bound:.2f}"
+    known = quality.first(evaluation)
     figures = (
         units.latency_interval(evaluation.latency_ms["p50"]),
         _ratio(evaluation.speedup.get("eager")),
         _ratio(evaluation.speedup.get("previous")),
-        quality,
-        bound,
+        UNKNOWN if known is None else known.told(),
+        quality.bound(evaluation) or "-",
         units.size(evaluation.size_bytes),
     )
     return [*what, *(Text(figure) for figure in figures)]
@@ -284,8 +308,12 @@ def _trial_line(trial: Trial, trials: dict[int, Trial]) -> str:
         parts.append(f"p50 {units.latency_interval(evaluation.latency_ms['p50'])}")
         names = (("eager", "eager"), ("previous", "best"))
         parts += [f"{_ratio(evaluation.speedup[key])} vs {name}" for key, name in names if key in evaluation.speedup]
-        bound = "" if evaluation.drop is None else f" (drop <= {units.points(evaluation.drop.bound)})"
-        parts.append(f"{evaluation.metric} {units.share(evaluation.quality)}{bound}")
+        if (known := quality.first(evaluation)) is None:
+            parts.append("quality unchecked")
+        else:
+            bound = "" if known.drop is None else f" (drop <= {known.drop.told(known.drop.bound)})"
+            parts.append(f"{evaluation.metric} {known.told()}{bound}")
+        parts += [f"{other.name} {other.after} (drop <= {other.bound})" for other in quality.others(evaluation)]
         parts.append(units.size(evaluation.size_bytes))
     return f"{', '.join(parts)}; {trial.reason}"
 
@@ -304,9 +332,15 @@ def _summary_lines(result: Result) -> list[RenderableType]:
         latencies = (units.latency(each.value) for each in (start, after.latency_ms["p50"]))
         facts.append(("latency p50", " -> ".join(latencies)))
         facts.append(("size", f"{units.size(before.size_bytes)} -> {units.size(after.size_bytes)}"))
-    change = f"{units.share(certificate.baseline)} -> {units.share(certificate.candidate)}"
-    bound = f"drop at most {units.points(certificate.bound)}, allowed {units.points(certificate.margin)}"
-    facts.append((f"{certificate.metric} (test)", f"{change}, {bound}"))
+        if result.optimize == "memory":
+            facts.append(("memory", f"{units.size(before.memory_bytes)} -> {units.size(after.memory_bytes)}"))
+        if result.optimize == "throughput":
+            facts.append(("rows/s", f"{units.count(before.throughput.value)} -> {units.count(after.throughput.value)}"))
+    for each in quality.certified(certificate):
+        limit = f", allowed {each.allowed}" if each.constrained else ""
+        facts.append((f"{each.name} (test)", f"{each.before} -> {each.after}, drop at most {each.bound}{limit}"))
+    if not certificate.checked:
+        facts.append(("quality", quality.UNCHECKED))
     facts.append(("stopped", result.stopped))
     if result.binding is not None:
         facts.append(("binding", result.binding))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hasten.core.recipe import Recipe
 from hasten.core.store import Entry, Store
+from hasten.stages.answers import Answers
 from hasten.stages.compile import Compile
 from hasten.stages.data import Data
 from hasten.stages.export import Export
@@ -17,7 +18,7 @@ from hasten.stages.stage import Stage, Tools, module_stage
 from hasten.stages.student import Student
 from hasten.stages.teacher import Teacher
 
-ORDER: Sequence[Stage] = (Data(), Teacher(), Student(), Prune(), Export(), Quantize(), Compile())
+ORDER: Sequence[Stage] = (Data(), Teacher(), Answers(), Student(), Prune(), Export(), Quantize(), Compile())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +52,6 @@ class Built:
     @property
     def keys(self) -> dict[str, str]:
         return {name: entry.key for name, entry in self.entries.items()}
-
-    @property
-    def seconds(self) -> float:
-        """Recorded cost of all stages, whoever built them."""
-        return sum(entry.seconds for entry in self.entries.values())
 
 
 def plan(recipe: Recipe, store: Store) -> list[Planned]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,27 +15,32 @@ from safetensors.numpy import load_file, save_file
 
 from hasten.artefacts.capture import read_cost
 from hasten.artefacts.module import build as build_module
+from hasten.artefacts.module import load_weights, output_shape, rebuild
 from hasten.core.construct import locate
+from hasten.core.errors import ConfigError
 from hasten.core.files import read_json, write_json
-from hasten.core.interfaces import OperatorTime, Progress, Silent, Target
+from hasten.core.interfaces import OperatorTime, Progress, Silent, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe
 from hasten.core.sections import TrainingSettings
 from hasten.core.source import libraries
 from hasten.core.store import Entry, Ingredients, Store
-from hasten.core.trial import Certificate, Evaluation, Interval, Profile
+from hasten.core.trial import Certificate, Evaluation, Interval, Profile, Quality
 from hasten.data.prepare import Prepared, read
 from hasten.evidence import latency
-from hasten.evidence.bounds import corrected, paired_drop
-from hasten.evidence.certificate import Ledger, certify
+from hasten.evidence.bounds import corrected
+from hasten.evidence.certificate import Ledger, Reading, certify, no_better_than_chance
+from hasten.evidence.metrics import accuracy
 from hasten.evidence.process import Worker
-from hasten.evidence.quality import accuracy
+from hasten.evidence.quality import compared, no_better_than, quality
+from hasten.evidence.worker import write_inputs
 from hasten.hardware.machine import machine_id
 from hasten.stages.build import Built, build, plan
+from hasten.stages.data import metrics, source, task
 from hasten.stages.stage import Tools, sources
 from hasten.training.estimate import training_seconds
 
-METRIC = "accuracy"
+ACCURACY = "hasten.evidence.metrics.accuracy"
 PROFILED_REQUESTS = 50
 NO_REFERENCE = "alone"
 REFERENCE = "reference"
@@ -64,7 +69,7 @@ class Evaluator:
 
     def evaluate(
         self, recipe: Recipe, *, references: Mapping[str, Built], baseline: Built | None
-    ) -> tuple[Built, Evaluation, float]:
+    ) -> tuple[Built, Evaluation, dict[str, float]]:
         """Builds a recipe and measures it.
 
         Args:
@@ -72,17 +77,15 @@ class Evaluator:
             baseline: what its quality is compared with, row by row; None for the baseline itself.
 
         Returns:
-            The finished stages, the evaluation, and the recorded seconds of all of it, whoever spent them.
+            The finished stages, the evaluation, and the recorded seconds of each stage and measurement that it took, by
+            its key, whoever spent them.
 
         Raises:
             HastenError: a stage refused, or an engine failed.
         """
         built = build(recipe, self.store, self._tools)
-        scores, quality_entry = self._scores(built, "validate")
-        drop = None
-        if baseline is not None:
-            confidence = corrected(self.objective.confidence, self.looks)
-            drop = paired_drop(self._scores(baseline, "validate")[0], scores, confidence)
+        qualities, outputs_entry = self._qualities(built, baseline)
+        (name, leading), *_ = qualities.items()
         # An artefact is as fast as itself; measuring that would only show the noise.
         itself = [name for name, other in references.items() if other.compiled.key == built.compiled.key]
         others = {name: other for name, other in references.items() if name not in itself}
@@ -91,9 +94,10 @@ class Evaluator:
         compiled = read_json(built.compiled.folder / "compiled.json")
         cost = read_cost(built.entries["export"].folder)
         evaluation = Evaluation(
-            metric=METRIC,
-            quality=float(scores.mean()),
-            drop=drop,
+            metric=name,
+            quality=leading.value,
+            drop=leading.drop,
+            metrics=qualities,
             latency_ms=latency.latency_ms(first, self.objective.confidence),
             throughput=latency.throughput(first, self.objective.confidence),
             speedup=dict.fromkeys(itself, Interval(value=1.0, low=1.0, high=1.0)) | self._speedups(pairs),
@@ -105,7 +109,8 @@ class Evaluator:
             integer_share=compiled["integer_share"],
             starved=max(pair.num_starved / pair.num_rounds for pair in pairs.values()),
         )
-        return built, evaluation, round(built.seconds + quality_entry.seconds + seconds, 3)
+        entries = (*built.entries.values(), outputs_entry)
+        return built, evaluation, {entry.key: entry.seconds for entry in entries} | seconds
 
     def baseline_seconds(self, recipe: Recipe) -> float:
         """What the baseline will cost: recorded where the store has a stage, else from a few measured training steps.
@@ -122,9 +127,37 @@ class Evaluator:
             rows.ingredients(recipe, {}), lambda folder: rows.make(recipe, {}, folder, self._tools)
         )
         prepared, node = read(entry.folder), recipe.section("model")
-        model, _ = build_module(node["arch"], prepared.input_shape, prepared.num_classes, seed=self.seed)
+        model, _ = build_module(
+            node["arch"], prepared.inputs, prepared.output_shape, seed=self.seed, facts=prepared.facts
+        )
+        if node["checkpoint"]:
+            load_weights(model, Path(node["checkpoint"]), mapping=node["checkpoint_keys"])
         settings = TrainingSettings(**node["training"])
-        return training_seconds(model, prepared.rows("train"), settings, threads=recipe.config["trainer"]["threads"])
+        if settings.epochs == 0:
+            return 0.0
+        return training_seconds(
+            model,
+            prepared.rows("train", limit=settings.batch_size),
+            settings,
+            task=task(recipe),
+            num_rows=prepared.num_rows["train"],
+            threads=recipe.config["trainer"]["threads"],
+        )
+
+    def unfit(self, recipe: Recipe) -> str | None:
+        """Why the recipe's student can't take the rows; None where it can, has none, or the rows are not read yet."""
+        arch = recipe.section("student").get("arch")
+        found = {step.stage.name: step.entry for step in plan(recipe, self.store)} if arch else {}
+        data, teacher = found.get("data"), found.get("teacher")
+        if not arch or data is None or teacher is None:
+            return None
+        prepared = read(data.folder)
+        shape = prepared.output_shape or output_shape(rebuild(teacher.folder), prepared.inputs)
+        try:
+            build_module(arch, prepared.inputs, shape, seed=self.seed, facts=prepared.facts, key="student.arch")
+        except ConfigError as error:
+            return str(error)
+        return None
 
     @property
     def _tools(self) -> Tools:
@@ -161,26 +194,45 @@ class Evaluator:
 
     def certify(self, baseline: Built, candidate: Built) -> Certificate:
         """Reads the test rows once, for the chosen candidate, and writes down that it did."""
-        prepared = self._prepared(candidate)
+        prepared, meaning = self._prepared(candidate), task(candidate.recipe)
         itself = baseline.compiled.key == candidate.compiled.key
         # The baseline held against itself selects nothing and learns nothing from the rows.
         reads = 0 if itself else Ledger(self.store.folder).record(prepared.test, candidate.compiled.key)
-        return certify(
-            self._scores(baseline, "test")[0],
-            self._scores(candidate, "test")[0],
-            prepared.rows("test").targets,
-            margin=self.objective.max_drop,
-            confidence=self.objective.confidence,
-            metric=METRIC,
-            reads=reads,
-        )
+        before, after = (self._outputs(built, "test")[0] for built in (baseline, candidate))
+        targets = self._targets(prepared, "test", meaning, before)
+        labels = meaning.labels(targets)
+        confidence = self.objective.confidence
+        readings = {
+            metric.name: Reading(
+                baseline=quality(metric, before, targets, labels),
+                candidate=compared(metric, before, after, targets, labels, confidence),
+            )
+            for metric in metrics(candidate.recipe)
+        }
+        nothing = self._nothing_to_certify(candidate.recipe, prepared, before, targets)
+        return certify(readings, confidence=confidence, reads=reads, nothing=nothing)
+
+    def _nothing_to_certify(
+        self, recipe: Recipe, prepared: Prepared, before: NDArray[Any], targets: NDArray[Any]
+    ) -> str | None:
+        """Why keeping the baseline's quality would mean nothing on these rows; None where it means something."""
+        meaning, confidence = task(recipe), self.objective.confidence
+        if not source(recipe).real:
+            return "Quality unchecked: there are no rows of real data"
+        if not meaning.trains:
+            return "Quality unchecked: the rows have no labels"
+        first = metrics(recipe)[0]
+        labels = meaning.labels(targets)
+        if labels is not None and first.target == ACCURACY:
+            return no_better_than_chance(accuracy(before, targets), labels, confidence)
+        constant = meaning.constant(prepared.rows("train").targets, len(targets))
+        return None if constant is None else no_better_than(first, constant, before, targets, confidence)
 
     def _speedups(self, pairs: Mapping[str, latency.Measurement]) -> dict[str, Interval]:
         compared = {name: pair for name, pair in pairs.items() if name != NO_REFERENCE}
         confidence = self.objective.confidence
         return {
-            name: latency.speedups(pair, confidence, self.objective.minimize)[REFERENCE]
-            for name, pair in compared.items()
+            name: latency.speedups(pair, confidence, self.objective.speed)[REFERENCE] for name, pair in compared.items()
         }
 
     def _references_ms(self, pairs: Mapping[str, latency.Measurement]) -> dict[str, Interval]:
@@ -191,13 +243,32 @@ class Evaluator:
     def _prepared(self, built: Built) -> Prepared:
         return read(built.data.folder)
 
-    def _scores(self, built: Built, split: str) -> tuple[NDArray[np.float64], Entry]:
-        """Per-row scores of the compiled artefact in its engine."""
+    def _qualities(self, built: Built, baseline: Built | None) -> tuple[dict[str, Quality], Entry]:
+        """Every metric on the validation rows, by name, and what the outputs cost."""
+        meaning = task(built.recipe)
+        outputs, entry = self._outputs(built, "validate")
+        before = outputs if baseline is None else self._outputs(baseline, "validate")[0]
+        targets = self._targets(self._prepared(built), "validate", meaning, before)
+        labels = meaning.labels(targets)
+        confidence = corrected(self.objective.confidence, self.looks)
+        return {
+            metric.name: quality(metric, outputs, targets, labels)
+            if baseline is None
+            else compared(metric, before, outputs, targets, labels, confidence)
+            for metric in metrics(built.recipe)
+        }, entry
+
+    def _targets(self, prepared: Prepared, split: str, meaning: Task, baseline: NDArray[Any]) -> NDArray[Any]:
+        """What outputs are compared with."""
+        return baseline if meaning.learned_from == "baseline" else prepared.rows(split).targets
+
+    def _outputs(self, built: Built, split: str) -> tuple[NDArray[np.float32], Entry]:
+        """Outputs of the compiled artefact in its engine."""
         ingredients = Ingredients(
-            stage="quality",
-            config={"metric": METRIC, "split": split, "batch_size": self.target.batch_size},
+            stage="outputs",
+            config={"split": split, "batch_size": self.target.batch_size},
             parents={"compile": built.compiled.key, "data": built.data.key},
-            sources=sources("hasten.evidence.quality", "hasten.evidence.worker"),
+            sources=sources("hasten.evidence.worker"),
         )
 
         def make(folder: Path) -> None:
@@ -206,16 +277,18 @@ class Evaluator:
                 tempfile.TemporaryDirectory(prefix="hasten-") as scratch,
                 Worker(threads=self.target.threads) as worker,
             ):
-                inputs, outputs = Path(scratch) / "inputs.npy", Path(scratch) / "outputs.npy"
-                np.save(inputs, rows.inputs)
+                inputs, outputs = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npy"
+                write_inputs(inputs, rows.inputs.values())
                 worker.load(built.compiled.folder)
                 worker.predict(inputs, outputs, batch_size=self.target.batch_size)
-                save_file({"scores": accuracy(np.load(outputs), rows.targets)}, folder / "scores.safetensors")
+                save_file({"outputs": np.load(outputs)}, folder / "outputs.safetensors")
 
         entry = self.store.build(ingredients, make)
-        return load_file(entry.folder / "scores.safetensors")["scores"], entry
+        return load_file(entry.folder / "outputs.safetensors")["outputs"], entry
 
-    def _latencies(self, built: Built, references: Mapping[str, Built]) -> tuple[dict[str, latency.Measurement], float]:
+    def _latencies(
+        self, built: Built, references: Mapping[str, Built]
+    ) -> tuple[dict[str, latency.Measurement], dict[str, float]]:
         """One measurement for each pair of candidate and reference, and what measuring cost.
 
         All pairs that are missing are measured in one session, so that they share its rounds.
@@ -235,7 +308,7 @@ class Evaluator:
             entry = self.store.build(ingredients[name], partial(session.write, name))
             found[name] = latency.Measurement.from_dict(read_json(entry.folder / "blocks.json"))
             seconds[entry.key] = entry.seconds
-        return found, sum(seconds.values())
+        return found, seconds
 
     def _pair(self, built: Built, reference: Built | None) -> Ingredients:
         return Ingredients(
@@ -266,19 +339,18 @@ class Evaluator:
         )
 
         def make(folder: Path) -> None:
-            request = self._prepared(built).rows("train").inputs
-            request = request[np.arange(self.target.batch_size) % len(request)]
+            rows = self._prepared(built).rows("train", limit=self.target.batch_size).inputs.values()
+            request = [values[np.arange(self.target.batch_size) % len(values)] for values in rows]
             write_json(folder / "operators.json", self._profiled(built.compiled.folder, request))
 
         entry = self.store.build(ingredients, make)
         return [OperatorTime(**values) for values in read_json(entry.folder / "operators.json")]
 
-    def _profiled(self, compiled: Path, request: NDArray[np.float32]) -> list[dict[str, Any]]:
+    def _profiled(self, compiled: Path, request: Sequence[NDArray[Any]]) -> list[dict[str, Any]]:
         threads = self.target.threads
         pinned = Worker(threads=threads, cpus=latency.measuring_cpus(threads))
         with tempfile.TemporaryDirectory(prefix="hasten-") as scratch, pinned as worker:
-            inputs = Path(scratch) / "request.npy"
-            np.save(inputs, request)
+            inputs = write_inputs(Path(scratch) / "request.npz", request)
             with latency.measuring_alone():
                 return [asdict(operator) for operator in worker.operators(compiled, inputs, repeats=PROFILED_REQUESTS)]
 
@@ -358,7 +430,7 @@ class _Session:
                 self._built.compiled.folder,
                 {reference.compiled.key: reference.compiled.folder for reference in self._references.values()},
                 evaluator.target,
-                evaluator._prepared(self._built).rows("train").inputs[: evaluator.target.batch_size],
+                list(evaluator._prepared(self._built).rows("train", limit=evaluator.target.batch_size).inputs.values()),
                 evaluator.protocol,
                 evaluator.seed,
                 on_round=evaluator.progress.advance,

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hasten.artefacts.capture import write_graph
-from hasten.artefacts.module import rebuild
-from hasten.core.interfaces import Signature
+from hasten.artefacts.module import output_shape, rebuild
 from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
@@ -36,9 +35,10 @@ class Export(Stage):
 
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
         prepared = read(inputs["data"])
-        module = inputs[module_stage(inputs)]
-        rows = prepared.rows("train").inputs[:REFERENCE_ROWS]
-        signature = Signature(input_shape=prepared.input_shape, output_shape=(prepared.num_classes,))
+        folder_of_module = inputs[module_stage(inputs)]
+        rows = prepared.rows("train", limit=REFERENCE_ROWS).inputs
+        module = rebuild(folder_of_module)
+        signature = prepared.signature(output_shape(module, prepared.inputs))
         # The sum of floats depends on the threads; the reference outputs must not depend on the machine's default.
         with reproducible(recipe.config["seed"], threads=1):
-            write_graph(rebuild(module), module, signature, rows, folder)
+            write_graph(module, folder_of_module, signature, rows, folder)

@@ -11,9 +11,10 @@ import numpy as np
 
 from hasten.artefacts.capture import write_graph
 from hasten.artefacts.module import save
-from hasten.core.interfaces import Signature, Target
+from hasten.core.interfaces import INPUT, Input, Signature, Target
 from hasten.evidence import latency
 from hasten.evidence.process import Worker
+from hasten.evidence.worker import write_inputs
 from hasten.hardware.overhead import CHAIN_INPUT_SHAPE, Overhead, chain, fit_overhead
 
 LENGTHS = (4, 24)
@@ -33,7 +34,7 @@ def measure_overhead(
         row = np.zeros((target.batch_size, *CHAIN_INPUT_SHAPE), np.float32)
         operators = [_num_operators(folder, row, target) for folder in compiled.values()]
         short, long = compiled.values()
-        measured = latency.measure(short, {"long": long}, target, row, protocol, seed)
+        measured = latency.measure(short, {"long": long}, target, [row], protocol, seed)
     medians_us = [
         1e3 * latency.latency_ms(measured, protocol.confidence, participant)["p50"].value
         for participant in (latency.CANDIDATE, "long")
@@ -47,8 +48,8 @@ def _compiled(length: int, engine: Mapping[str, Any], target: Target, folder: Pa
         path.mkdir(parents=True)
     model = chain(length)
     save(module, {"_target_": "hasten.hardware.overhead.chain", "length": length}, model)
-    signature = Signature(input_shape=CHAIN_INPUT_SHAPE, output_shape=CHAIN_INPUT_SHAPE)
-    rows = np.zeros((2, *CHAIN_INPUT_SHAPE), np.float32)
+    signature = Signature(inputs=(Input(shape=CHAIN_INPUT_SHAPE),), output_shape=CHAIN_INPUT_SHAPE)
+    rows = {INPUT: np.zeros((2, *CHAIN_INPUT_SHAPE), np.float32)}
     captured = write_graph(model, module, signature, rows, graph)
     with Worker(threads=target.threads) as worker:
         worker.compile(engine, captured, compiled)
@@ -59,6 +60,5 @@ def _num_operators(compiled: Path, row: np.ndarray[Any, Any], target: Target) ->
     """Operators that one request launches, by the engine's own profiler: it may have fused some."""
     pinned = Worker(threads=target.threads, cpus=latency.measuring_cpus(target.threads))
     with tempfile.TemporaryDirectory(prefix="hasten-") as scratch, pinned as worker:
-        request = Path(scratch) / "request.npy"
-        np.save(request, row)
+        request = write_inputs(Path(scratch) / "request.npz", [row])
         return sum(operator.calls for operator in worker.operators(compiled, request, repeats=10))

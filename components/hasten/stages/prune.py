@@ -13,8 +13,14 @@ from hasten.core.interfaces import ModulePass
 from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
-from hasten.stages.stage import Stage, Tools, declared, module_stage, sources
-from hasten.stages.training import LIBRARIES, StageBench, distillation_ingredients, training_config
+from hasten.stages.stage import Stage, Tools, declared, module_stage
+from hasten.stages.training import (
+    LIBRARIES,
+    StageBench,
+    distillation_ingredients,
+    training_config,
+    training_sources,
+)
 from hasten.training.determinism import reproducible
 
 
@@ -31,7 +37,7 @@ class Prune(Stage):
             stage=self.name,
             config={"pass": arguments(node), **training_config(recipe, "pruning"), **config},
             parents={"data": keys["data"], "module": keys[module_stage(keys)], **parents},
-            sources={**sources("hasten.stages.prune", node["_target_"]), **code},
+            sources={**training_sources(recipe, "hasten.stages.prune", node["_target_"]), **code},
             libraries=libraries(*LIBRARIES, "torch-pruning"),
         )
 

@@ -41,10 +41,13 @@ class Quantize(Stage):
         method = construct(node, "quantization")
         if not isinstance(method, GraphPass):
             raise ConfigError(f"quantization._target_={node['_target_']} is no GraphPass")
-        train = read(inputs["data"]).rows("train").inputs
-        order = np.random.default_rng(recipe.config["seed"]).permutation(len(train))
         graph = read_graph(inputs["export"], inputs[module_stage(inputs)])
-        method(graph, train[order[: method.calibration_rows]], self._family(recipe), folder)
+        calibration = {}
+        if method.calibration_rows:
+            train = read(inputs["data"]).rows("train")
+            order = np.random.default_rng(recipe.config["seed"]).permutation(len(train))[: method.calibration_rows]
+            calibration = {name: values[order] for name, values in train.inputs.items()}
+        method(graph, calibration, self._family(recipe), folder)
 
     def _family(self, recipe: Recipe) -> str:
         return str(locate(recipe.section("engine")["_target_"], "engine").family)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hasten.core.files import digest, file_digest
 from hasten.core.interfaces import Progress, Silent
 from hasten.core.recipe import Recipe
 from hasten.core.source import source_fingerprint
@@ -62,6 +63,19 @@ def graph_stage(present: Mapping[str, Any]) -> str:
 def sources(*targets: str) -> dict[str, str]:
     """Fingerprint of the code behind each dotted path."""
     return {target: source_fingerprint(target) for target in targets}
+
+
+def folder_digest(node: Mapping[str, Any], without: tuple[str, ...] = ()) -> str | None:
+    """Of the files in the `folder` that a component is to read; None where it names none.
+
+    Args:
+        without: endings of names that do not count.
+    """
+    folder = node.get("folder")
+    if not isinstance(folder, str) or not Path(folder).is_dir():
+        return None
+    files = sorted(file for file in Path(folder).iterdir() if file.is_file() and not file.name.endswith(without))
+    return digest({file.name: file_digest(file) for file in files})
 
 
 def declared(node: Mapping[str, Any]) -> bool:

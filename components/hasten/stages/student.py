@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hasten.artefacts.module import build, save
+from hasten.artefacts.module import build, output_shape, rebuild, save
 from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
 from hasten.data.prepare import read
-from hasten.stages.stage import Stage, Tools, sources
-from hasten.stages.training import LIBRARIES, StageBench, distillation_ingredients, training_config
+from hasten.stages.stage import Stage, Tools, folder_digest
+from hasten.stages.training import (
+    LIBRARIES,
+    StageBench,
+    distillation_ingredients,
+    training_config,
+    training_sources,
+)
 
 
 class Student(Stage):
@@ -27,13 +33,16 @@ class Student(Stage):
             stage=self.name,
             config={"arch": node["arch"], **training_config(recipe, "student"), **config},
             parents={"data": keys["data"], **parents},
-            sources={**sources("hasten.stages.student", node["arch"]["_target_"]), **code},
+            data=folder_digest(node["arch"]),
+            sources={**training_sources(recipe, "hasten.stages.student", node["arch"]["_target_"]), **code},
             libraries=libraries(*LIBRARIES),
         )
 
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
         prepared = read(inputs["data"])
         node, seed = recipe.section("student"), recipe.config["seed"]
-        model, arch = build(node["arch"], prepared.input_shape, prepared.num_classes, seed=seed, key="student.arch")
+        # The teacher's outputs, which the task may not know, are what a student has to give.
+        shape = prepared.output_shape or output_shape(rebuild(inputs["teacher"]), prepared.inputs)
+        model, arch = build(node["arch"], prepared.inputs, shape, seed=seed, facts=prepared.facts, key="student.arch")
         bench = StageBench(recipe=recipe, section="student", what="student", inputs=inputs, folder=folder, tools=tools)
         save(folder, arch, bench.fit(model))

@@ -1,20 +1,19 @@
-"""The teacher stage: the user's model, trained or loaded, and its outputs on the training rows."""
+"""The teacher stage: the user's model, trained, loaded, or loaded and trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hasten.artefacts.module import build, load_weights, save
-from hasten.core.files import file_digest
+from hasten.core.files import digest, file_digest
 from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
 from hasten.data.prepare import read
-from hasten.stages.stage import Stage, Tools, sources
-from hasten.stages.training import LIBRARIES, LOGITS, StageBench, training_config
-from hasten.training.determinism import reproducible
-from hasten.training.predict import predict
+from hasten.stages.stage import Stage, Tools, folder_digest
+from hasten.stages.training import LIBRARIES, StageBench, training_config, training_sources
 
 
 class Teacher(Stage):
@@ -27,25 +26,35 @@ class Teacher(Stage):
         node = recipe.section("model")
         return Ingredients(
             stage=self.name,
-            config={"arch": node["arch"], **training_config(recipe, "model")},
+            config={
+                "arch": node["arch"],
+                # As pairs, for they are applied in their order.
+                "checkpoint_keys": list(node["checkpoint_keys"].items()) if node["checkpoint"] else None,
+                **training_config(recipe, "model"),
+            },
             parents={"data": keys["data"]},
-            data=file_digest(Path(node["checkpoint"])) if node["checkpoint"] else None,
-            sources=sources("hasten.stages.teacher", node["arch"]["_target_"]),
+            data=_weights_digest(node),
+            sources=training_sources(recipe, "hasten.stages.teacher", node["arch"]["_target_"]),
             libraries=libraries(*LIBRARIES),
         )
 
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
-        from safetensors.numpy import save_file
-
         node = recipe.section("model")
         prepared = read(inputs["data"])
-        model, arch = build(node["arch"], prepared.input_shape, prepared.num_classes, seed=recipe.config["seed"])
+        seed = recipe.config["seed"]
+        model, arch = build(node["arch"], prepared.inputs, prepared.output_shape, seed=seed, facts=prepared.facts)
         if node["checkpoint"]:
-            load_weights(model, Path(node["checkpoint"]))
+            load_weights(model, Path(node["checkpoint"]), mapping=node["checkpoint_keys"])
         bench = StageBench(recipe=recipe, section="model", what="teacher", inputs=inputs, folder=folder, tools=tools)
         if node["training"]["epochs"] > 0:
             model = bench.trained(model, distil=False).model
         save(folder, arch, model)
-        with reproducible(recipe.config["seed"], recipe.config["trainer"]["threads"]):
-            logits = predict(model, prepared.rows("train").inputs, batch_size=256)
-        save_file({"logits": logits}, folder / LOGITS)
+
+
+def _weights_digest(node: Mapping[str, Any]) -> str | None:
+    """Of the files that bring trained weights: a checkpoint, and a folder that the architecture is read from."""
+    folder = folder_digest(node["arch"])
+    if not node["checkpoint"]:
+        return folder
+    checkpoint = file_digest(Path(node["checkpoint"]))
+    return checkpoint if folder is None else digest([checkpoint, folder])

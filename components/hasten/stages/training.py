@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hasten.core.construct import construct
+from hasten.artefacts.module import rebuild
+from hasten.core.construct import arguments, construct
+from hasten.core.errors import ConfigError
 from hasten.core.files import write_json
-from hasten.core.interfaces import Distillation, Rows
+from hasten.core.interfaces import Augment, Distillation, Rows
 from hasten.core.recipe import Recipe
 from hasten.core.sections import TrainingSettings
 from hasten.data.prepare import read
+from hasten.stages.answers import teacher_outputs
+from hasten.stages.data import task
 from hasten.stages.stage import Tools, declared, sources
 from hasten.training.fit import Fitted, fit
 
@@ -20,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
 CURVES = "curves.json"
-LOGITS = "train_logits.safetensors"
 LIBRARIES = ("torch", "pytorch-lightning")
 
 
@@ -30,7 +33,15 @@ def training_config(recipe: Recipe, section: str) -> dict[str, Any]:
         "training": recipe.section(section)["training"],
         "seed": recipe.config["seed"],
         "threads": recipe.config["trainer"]["threads"],
+        "task": arguments(recipe.section("task")),
+        "augment": recipe.section("data")["augment"],
     }
+
+
+def training_sources(recipe: Recipe, *targets: str) -> dict[str, str]:
+    """Fingerprints of the code behind a training stage: its own, the task's, and what changes the rows at random."""
+    augment = recipe.section("data")["augment"]
+    return sources(*targets, recipe.section("task")["_target_"], *(node["_target_"] for node in augment))
 
 
 def distillation_ingredients(
@@ -40,7 +51,8 @@ def distillation_ingredients(
     node = recipe.section("distillation")
     if not declared(node):
         return {}, {}, {}
-    return {"distillation": dict(node)}, {"teacher": keys["teacher"]}, sources(node["_target_"])
+    taught_by = "answers" if "answers" in keys else "teacher"
+    return {"distillation": dict(node)}, {taught_by: keys[taught_by]}, sources(node["_target_"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +85,23 @@ class StageBench:
     def trained(self, model: torch.nn.Module, *, distil: bool) -> Fitted:
         """Trains a copy as the stage's `training` section says and writes its curves beside the artefact."""
         node = self.recipe.section("distillation")
-        loss, outputs = None, None
+        loss, outputs, teacher = None, None, None
+        augment = augmentation(self.recipe)
         if distil and declared(node):
             loss = construct(node, "distillation")
             assert isinstance(loss, Distillation)
-            outputs = teacher_logits(self.inputs["teacher"])
+            # Rows that are changed at random have no stored answer: the teacher is asked again.
+            if augment:
+                teacher = rebuild(self.inputs["teacher"])
+            else:
+                outputs = teacher_outputs(self.inputs["answers"])
         fitted = fit(
             model,
             self.train,
             TrainingSettings(**self.recipe.section(self.section)["training"]),
+            task=task(self.recipe),
+            augment=augment,
+            teacher=teacher,
             seed=self.seed,
             threads=self.recipe.config["trainer"]["threads"],
             folder=self.folder / "resume",
@@ -96,8 +116,12 @@ class StageBench:
         return fitted
 
 
-def teacher_logits(folder: Path) -> Any:
-    """Outputs of the teacher on the training rows (N, C), computed once when the teacher was made."""
-    from safetensors.numpy import load_file
-
-    return load_file(folder / LOGITS)["logits"]
+def augmentation(recipe: Recipe) -> tuple[Augment, ...]:
+    """The declared random changes of training rows."""
+    made = []
+    for place, node in enumerate(recipe.section("data")["augment"]):
+        change = construct(node, f"data.augment[{place}]")
+        if not isinstance(change, Augment):
+            raise ConfigError(f"data.augment[{place}]._target_={node['_target_']} is no Augment")
+        made.append(change)
+    return tuple(made)

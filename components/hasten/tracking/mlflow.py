@@ -8,15 +8,19 @@ import logging
 import os
 import shlex
 import socket
+import sqlite3
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
 
 from filelock import FileLock
 from omegaconf import OmegaConf
@@ -32,6 +36,7 @@ log = logging.getLogger(__name__)
 MAX_PARAMS_PER_CALL = 100
 MAX_METRICS_PER_CALL = 1000
 SQLITE = "sqlite:///"
+SECONDS_TO_ANSWER = 5
 
 
 @dataclass(kw_only=True, eq=False)
@@ -114,7 +119,7 @@ class MlflowTracker(Tracker):
                 python_model=str(Path(__file__).with_name("served.py")),
                 artifacts={"model": str(folder)},
                 # MLflow runs code of the model's author anyway; what this run itself has run may be run again.
-                model_config={"trust": _packages(folder)},
+                model_config={"trust": [*_packages(folder), "native code"]},
                 signature=_signature(folder),
                 input_example=_example(folder),
                 pip_requirements=[f"hasten=={version('hasten')}"],
@@ -123,6 +128,17 @@ class MlflowTracker(Tracker):
     def command(self) -> str | None:
         shown = without_credentials(self.uri)
         return shown if _is_server(self.uri) else f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+
+    def problem(self) -> str | None:
+        """Why the store can't be written; None where it can. Other databases than sqlite are only tried by a run."""
+        shown = without_credentials(self.uri)
+        if _is_server(self.uri):
+            reason = _unreachable(self.uri) if self.uri.startswith("http") else None
+            return f"{shown} does not answer: {reason} (tracking.uri)" if reason else None
+        if self.uri.startswith(SQLITE):
+            reason = _unwritable(Path(_absolute(self.uri).removeprefix(SQLITE)))
+            return f"{shown} can't be written: {reason} (tracking.uri)" if reason else None
+        return None
 
     def _find_experiment(self, name: str) -> str:
         """Its id; created where it is missing, brought back where somebody deleted it in the UI."""
@@ -242,30 +258,44 @@ def _signature(folder: Path) -> Any:
     """Of a deployed folder, in MLflow's terms."""
     import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema, TensorSpec
 
-    described = read_json(folder / "model.json")["signature"]
-    inputs, outputs = (
-        Schema([TensorSpec(np.dtype(described["input_dtype"]), (-1, *described[shape]))])
-        for shape in ("input_shape", "output_shape")
-    )
-    return ModelSignature(inputs, outputs)
+    described = read_json(folder / "model.json")
+    outputs = Schema([TensorSpec(np.dtype("float32"), (-1, *described["signature"]["output_shape"]))])
+    columns = described["preprocessing"]["columns"]
+    if any(isinstance(shape, str) for shape in columns.values()):
+        kinds = {"text": "string", "bytes": "binary"}
+        specs = [ColSpec(kinds[shape], name) for name, shape in columns.items() if isinstance(shape, str)]
+        return ModelSignature(Schema(specs), outputs) if len(specs) == len(columns) else None
+    types = {each["name"]: each["dtype"] for each in described["signature"]["inputs"]}
+    tensors = [
+        # A single input goes in without its name.
+        TensorSpec(np.dtype(types.get(name, "float32")), (-1, *shape), name if len(columns) > 1 else None)
+        for name, shape in columns.items()
+    ]
+    return ModelSignature(Schema(tensors), outputs)
 
 
 def _packages(folder: Path) -> list[str]:
     """Top-level packages of the code that the deployed folder names."""
-    named = [read_json(folder / "model.json")["engine"]["_target_"]]
+    described = read_json(folder / "model.json")
+    named = [described["engine"]["_target_"], *(node["_target_"] for node in described["preprocessing"]["transforms"])]
     if (folder / "module.json").is_file():
         named.append(read_json(folder / "module.json")["arch"]["_target_"])
     return sorted({str(target).partition(".")[0] for target in named} - {"hasten"})
 
 
 def _example(folder: Path) -> Any:
-    """One row of zeros, as it goes into the deployed model."""
+    """One row of zeros, as it goes into the deployed model; None where texts or bytes go in."""
     import numpy as np
 
-    described = read_json(folder / "model.json")["signature"]
-    return np.zeros((1, *described["input_shape"]), described["input_dtype"])
+    described = read_json(folder / "model.json")
+    columns = described["preprocessing"]["columns"]
+    if any(isinstance(shape, str) for shape in columns.values()):
+        return None
+    types = {each["name"]: each["dtype"] for each in described["signature"]["inputs"]}
+    rows = {name: np.zeros((1, *shape), types.get(name, "float32")) for name, shape in columns.items()}
+    return rows if len(rows) > 1 else next(iter(rows.values()))
 
 
 @contextmanager
@@ -277,6 +307,8 @@ def _as_global(mlflow: Any, uri: str) -> Iterator[None]:
         with warnings.catch_warnings():
             # It takes type hints for a schema and complains of its own; the logged signature is what checks the rows.
             warnings.filterwarnings("ignore", message="(?s).*[Tt]ype hint.*", category=UserWarning)
+            # It wants an example even where texts or encoded images go in, of which there is no neutral one.
+            warnings.filterwarnings("ignore", message="(?s).*input example was not provided.*", category=UserWarning)
             yield
     finally:
         mlflow.set_tracking_uri(before)
@@ -304,6 +336,30 @@ def _as_uri(folder: str) -> str:
 
 def _is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://", "databricks"))
+
+
+def _unreachable(uri: str) -> str | None:
+    """Why a tracking server gives no sign of health; None if it does."""
+    try:
+        with urlopen(f"{uri.rstrip('/')}/health", timeout=SECONDS_TO_ANSWER):
+            return None
+    except (OSError, ValueError, HTTPException) as error:
+        return without_credentials(str(error))
+
+
+def _unwritable(database: Path) -> str | None:
+    """Why a sqlite file can't be written, or made where there is none; None if it can. Leaves nothing behind."""
+    if not database.exists():
+        above = next(folder for folder in database.parents if folder.exists())
+        return None if above.is_dir() and os.access(above, os.W_OK) else f"{above} is no folder that may be written to"
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=rw", uri=True, timeout=5)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("SELECT count(*) FROM sqlite_master")
+            connection.rollback()
+    except sqlite3.Error as error:
+        return str(error)
+    return None if os.access(database, os.W_OK) else "it may not be written to"
 
 
 def _declared_engine(config_yaml: str) -> str | None:

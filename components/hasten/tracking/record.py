@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
 
-from hasten.core.trial import Evaluation, Interval, Profile, Result, Trial
+from hasten.core.trial import Evaluation, Interval, Profile, Quality, Result, Trial
 from hasten.tracking.credentials import without_credentials
 
 MAX_KEY = 250
@@ -60,7 +61,7 @@ def trial_metrics(trial: Trial) -> dict[str, float]:
     }
     if trial.evaluation is not None:
         figures |= _evaluation_metrics(trial.evaluation)
-    return {name: float(figure) for name, figure in figures.items() if figure is not None}
+    return _known(figures)
 
 
 def result_metrics(result: Result) -> dict[str, float]:
@@ -68,19 +69,22 @@ def result_metrics(result: Result) -> dict[str, float]:
     certificate = result.certificate
     figures: dict[str, float | None] = {
         "size_ratio": result.size_ratio,
-        "test_quality": certificate.candidate,
-        "test_drop": certificate.drop,
-        "test_drop_bound": certificate.bound,
         "certified": float(certificate.held),
         "num_trials": float(len(result.trials)),
         "seconds": result.seconds,
         "seconds_spent": result.spent,
     }
+    if certificate.checked:
+        figures |= {"test_quality": certificate.candidate, "test_drop": certificate.drop}
+        figures |= {"test_drop_bound": certificate.bound}
+    for name, quality in certificate.metrics.items():
+        if name != certificate.metric:
+            figures |= _quality(name, quality, prefix="test_")
     if result.best.evaluation is not None:
         figures |= _evaluation_metrics(result.best.evaluation)
     for reference, ratio in result.speedup.items():
         figures |= _interval(f"speedup_{reference}", ratio)
-    return {name: float(figure) for name, figure in figures.items() if figure is not None}
+    return _known(figures)
 
 
 def curve_points(trial: Trial, best: Trial | None) -> dict[str, float]:
@@ -88,10 +92,12 @@ def curve_points(trial: Trial, best: Trial | None) -> dict[str, float]:
     figures: dict[str, float] = {}
     if trial.evaluation is not None:
         figures["trial_latency_p50_ms"] = trial.evaluation.latency_ms["p50"].value
-        figures["trial_quality"] = trial.evaluation.quality
+        if (quality := trial.evaluation.quality) is not None:
+            figures["trial_quality"] = quality
     if best is not None and best.evaluation is not None:
         figures["best_latency_p50_ms"] = best.evaluation.latency_ms["p50"].value
-        figures["best_quality"] = best.evaluation.quality
+        if (quality := best.evaluation.quality) is not None:
+            figures["best_quality"] = quality
         figures["best_size_bytes"] = float(best.evaluation.size_bytes)
         if "eager" in best.evaluation.speedup:
             figures["best_speedup_eager"] = best.evaluation.speedup["eager"].value
@@ -125,12 +131,28 @@ def _evaluation_metrics(evaluation: Evaluation) -> dict[str, float | None]:
         "num_parameters": evaluation.num_parameters,
         "integer_share": evaluation.integer_share,
     }
+    for name, quality in evaluation.metrics.items():
+        if name != evaluation.metric:
+            figures |= _quality(name, quality)
     figures |= _interval("throughput", evaluation.throughput)
     for percentile, latency in evaluation.latency_ms.items():
         figures |= _interval(f"latency_{percentile}_ms", latency)
     for reference, ratio in evaluation.speedup.items():
         figures |= _interval(f"speedup_{reference}", ratio)
     return figures
+
+
+def _quality(name: str, quality: Quality, prefix: str = "") -> dict[str, float]:
+    """A metric beside the first, under its name."""
+    figures = {f"{prefix}quality_{key(name)}": quality.value}
+    if quality.drop is not None:
+        figures |= {f"{prefix}drop_{key(name)}": quality.drop.value}
+        figures |= {f"{prefix}drop_bound_{key(name)}": quality.drop.bound}
+    return figures
+
+
+def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: float(figure) for name, figure in figures.items() if figure is not None and math.isfinite(figure)}
 
 
 def _interval(name: str, interval: Interval) -> Mapping[str, float]:

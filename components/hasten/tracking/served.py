@@ -23,7 +23,13 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         model_input: np.ndarray,
         params: dict[str, Any] | None = None,
     ) -> np.ndarray[Any, Any]:
-        return self.model(np.asarray(model_input))
+        if isinstance(model_input, np.ndarray):
+            return self.model(model_input)
+        # Several columns come as a dictionary of arrays, texts and bytes as a data frame.
+        columns = {str(name): model_input[name] for name in model_input}
+        return self.model(
+            **{name: list(rows) if rows.dtype == object else np.asarray(rows) for name, rows in columns.items()}
+        )
 
 
 mlflow.models.set_model(Served())

@@ -8,22 +8,31 @@ import time
 import torch
 from torch import nn
 
-from hasten.core.interfaces import Rows
+from hasten.artefacts.module import forward
+from hasten.core.interfaces import Rows, Task
 from hasten.core.sections import TrainingSettings
 from hasten.training.determinism import reproducible
 
 STEPS = 3
 
 
-def training_seconds(model: nn.Module, rows: Rows, settings: TrainingSettings, *, threads: int) -> float:
-    """Expected seconds of `fit`, from the fastest of a few forward and backward passes on a copy of the model."""
+def training_seconds(
+    model: nn.Module, rows: Rows, settings: TrainingSettings, *, task: Task, num_rows: int, threads: int
+) -> float:
+    """Expected seconds of `fit`, from the fastest of a few forward and backward passes on a copy of the model.
+
+    Args:
+        rows: at least a batch of them, where there are so many.
+        num_rows: that `fit` will train on.
+    """
     batch_size = min(settings.batch_size, len(rows))
-    inputs, labels = (torch.from_numpy(array[:batch_size]) for array in (rows.inputs, rows.targets))
+    inputs = {name: torch.from_numpy(values[:batch_size]) for name, values in rows.inputs.items()}
+    targets = torch.from_numpy(rows.targets[:batch_size])
     trial = copy.deepcopy(model).train()
     seconds = []
     with reproducible(0, threads):
         for _ in range(STEPS):
             start = time.perf_counter()
-            torch.autograd.backward(nn.functional.cross_entropy(trial(inputs), labels))
+            torch.autograd.backward(task.loss(forward(trial, inputs), targets))
             seconds.append(time.perf_counter() - start)
-    return min(seconds) * settings.epochs * (len(rows) // batch_size)
+    return min(seconds) * settings.epochs * (num_rows // batch_size)

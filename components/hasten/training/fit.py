@@ -8,7 +8,7 @@ import json
 import logging
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from hasten.core.errors import PassError
-from hasten.core.interfaces import Distillation, Progress, Rows
+from hasten.core.interfaces import Augment, Distillation, Progress, Rows, Task
 from hasten.core.sections import TrainingSettings
 from hasten.training.determinism import reproducible
 from hasten.training.sampler import Batches, ResumableBatches, as_is
@@ -38,8 +38,8 @@ class Fitted:
     """A trained model in eval mode and its curves, one value per epoch.
 
     Attributes:
-        curves: `train_loss` and `train_accuracy` (means over the epoch's batches, in training mode) and `lr` (of the
-            epoch's last step).
+        curves: `train_loss`, with classes `train_accuracy` (means over the epoch's batches, in training mode), and `lr`
+            (of the epoch's last step).
     """
 
     model: nn.Module
@@ -51,6 +51,7 @@ def fit(
     rows: Rows,
     settings: TrainingSettings,
     *,
+    task: Task,
     seed: int,
     threads: int,
     folder: Path,
@@ -60,8 +61,10 @@ def fit(
     key: str,
     loss: Distillation | None = None,
     teacher_outputs: NDArray[np.float32] | None = None,
+    augment: Sequence[Augment] = (),
+    teacher: nn.Module | None = None,
 ) -> Fitted:
-    """Trains a copy of a classifier on the CPU: AdamW (Loshchilov and Hutter 2019), one cycle (Smith and Topin 2018).
+    """Trains a copy of a model on the CPU: AdamW (Loshchilov and Hutter 2019), one cycle (Smith and Topin 2018).
 
     A training that was killed and is started again with the same arguments goes on from its last checkpoint and ends
     with the same weights and curves, bit for bit, as one that was left alone. A last partial batch is left out; where
@@ -74,33 +77,47 @@ def fit(
         checkpoint_seconds: between checkpoints.
         what: is trained, as the progress and errors call it.
         key: of the config section with the settings, such as `model.training`.
-        loss: distils from `teacher_outputs`; None for cross-entropy with the labels.
-        teacher_outputs: (B, C) for the rows.
+        loss: distils from the teacher; None for the task's loss with the targets.
+        teacher_outputs: (B, *output_shape) for the rows.
+        augment: changes the inputs of every batch at random.
+        teacher: in eval mode, in place of `teacher_outputs`: it is asked about every batch as it was changed.
 
     Raises:
         PassError: the loss became NaN or infinite, or batch normalization met a batch with one value per channel.
-        ValueError: only one of `loss` and `teacher_outputs` is given.
+        ValueError: a distillation loss without a teacher or the other way round, or stored outputs of a teacher for
+            rows that are changed at random.
     """
-    if (loss is None) != (teacher_outputs is None):
-        raise ValueError("a distillation loss needs teacher outputs, and teacher outputs need a distillation loss")
+    if (loss is None) != (teacher_outputs is None and teacher is None):
+        raise ValueError("a distillation loss needs a teacher, and a teacher needs a distillation loss")
+    if augment and teacher_outputs is not None:
+        raise ValueError("a teacher's outputs for the rows are not its outputs for what augmentation makes of them")
     student = copy.deepcopy(model)
+    classes = bool(np.issubdtype(rows.targets.dtype, np.integer))
     if settings.epochs == 0:
-        return Fitted(model=student.eval(), curves={"train_loss": [], "train_accuracy": [], "lr": []})
+        return Fitted(model=student.eval(), curves={})
     student.train()  # Lightning keeps each module's mode, and what was rebuilt or pruned comes in eval mode
     with _quiet(), reproducible(seed, threads):
         from hasten.training.module import Learner, ProgressOfSteps
 
-        data = Batches(
-            *(torch.from_numpy(array) for array in (rows.inputs, rows.targets, teacher_outputs) if array is not None)
-        )
+        arrays = (*rows.inputs.values(), rows.targets, *([] if teacher_outputs is None else [teacher_outputs]))
+        data = Batches(*map(torch.from_numpy, arrays))
         batch_size = min(settings.batch_size, len(rows))
         steps_per_epoch = len(rows) // batch_size
         learner = Learner(
             student,
-            loss,
+            task,
             settings,
+            names=tuple(rows.inputs),
+            classes=classes,
+            loss=loss,
+            augment=augment,
+            teacher=teacher,
             steps_per_epoch=steps_per_epoch,
-            identity=_identity(student, data, [asdict(settings), seed, threads, repr(loss)]),
+            identity=_identity(
+                [student, *([] if teacher is None else [teacher])],
+                data,
+                [asdict(settings), seed, threads, repr(loss), repr(task), repr(augment)],
+            ),
             what=what,
             key=key,
         )
@@ -121,10 +138,11 @@ def _position(trainer: pl.Trainer, steps_per_epoch: int) -> tuple[int, int]:
     return trainer.current_epoch, trainer.global_step - trainer.current_epoch * steps_per_epoch
 
 
-def _identity(model: nn.Module, data: Batches, knobs: list[Any]) -> str:
+def _identity(models: Sequence[nn.Module], data: Batches, knobs: list[Any]) -> str:
     """SHA-256 of all that decides the result, so that a checkpoint of another training is never resumed."""
     digest = hashlib.sha256(json.dumps(knobs).encode())
-    for tensor in [*model.parameters(), *model.buffers(), *data.tensors]:
+    weights = (tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
+    for tensor in (*weights, *data.tensors):
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

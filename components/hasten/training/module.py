@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from hasten.artefacts.module import forward
 from hasten.core.errors import PassError
-from hasten.core.interfaces import Distillation, Progress
+from hasten.core.interfaces import Augment, Distillation, Progress, Task
 from hasten.core.sections import TrainingSettings
 from hasten.training.determinism import random_state, restore_random_state
 
 
 class Learner(pl.LightningModule):  # type: ignore[misc]
-    """A classifier under AdamW and a one-cycle learning rate, with its curves.
+    """A model under AdamW and a one-cycle learning rate, with its curves.
 
     The curves and the sums of the epoch under way are part of the checkpoint, and an epoch is closed by the count of
     steps and not by a hook, so that they come out the same wherever a training was interrupted.
 
     Args:
         model: trained in place.
-        loss: of student, teacher and labels; None for cross-entropy with the labels.
+        task: whose loss is minimised where there is no other.
+        names: of the model's inputs. A batch holds them in this order, then the targets, then the teacher's outputs.
+        classes: whether the targets are classes, so that there is an accuracy to follow.
+        loss: of student, teacher and targets; None for the task's.
+        augment: what is done to the inputs of a batch, one after the other.
+        teacher: answers augmented batches itself; None where its outputs come with the batch.
         steps_per_epoch: batches of a whole epoch.
         identity: of the training, kept in its checkpoints.
         what: is trained, for error messages.
@@ -35,9 +40,14 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
     def __init__(
         self,
         model: nn.Module,
-        loss: Distillation | None,
+        task: Task,
         settings: TrainingSettings,
         *,
+        names: Sequence[str],
+        classes: bool,
+        loss: Distillation | None,
+        augment: Sequence[Augment],
+        teacher: nn.Module | None,
         steps_per_epoch: int,
         identity: str,
         what: str,
@@ -45,23 +55,37 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.model = model
-        self._loss, self._settings, self._steps_per_epoch = loss, settings, steps_per_epoch
+        self._task, self._settings, self._steps_per_epoch = task, settings, steps_per_epoch
+        self._names, self._classes, self._loss, self._augment = names, classes, loss, augment
+        self._teacher = [teacher]  # in a list, so that it is no part of what is trained and kept in checkpoints
         self.identity, self._what, self._key = identity, what, key
-        self.curves: dict[str, list[float]] = {"train_loss": [], "train_accuracy": [], "lr": []}
+        self.curves: dict[str, list[float]] = {name: [] for name in curve_names(classes)}
         self._sums = {"loss": 0.0, "correct": 0, "rows": 0}
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        inputs, labels_B = batch[:2]
-        outputs_BC = self.model(inputs)
-        loss = self._loss.loss(outputs_BC, batch[2], labels_B) if self._loss else cross_entropy(outputs_BC, labels_B)
+        inputs: Mapping[str, Tensor] = dict(zip(self._names, batch, strict=False))
+        targets, *taught = batch[len(self._names) :]
+        for change in self._augment:
+            inputs = change(inputs)
+        outputs = forward(self.model, inputs)
+        if self._loss:
+            loss = self._loss.loss(outputs, taught[0] if taught else self._answer(inputs), targets, self._task)
+        else:
+            loss = self._task.loss(outputs, targets)
         value = loss.item()
         if not math.isfinite(value):
             raise PassError(
                 f"the loss became {value} at step {self.global_step + 1} of {self._what}: "
                 f"lower {self._key}.lr (now {self._settings.lr:g})"
             )
-        self._record(value, int((outputs_BC.argmax(1) == labels_B).sum()), len(labels_B))
+        self._record(value, int((outputs.argmax(1) == targets).sum()) if self._classes else 0, len(targets))
         return loss
+
+    def _answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        (teacher,) = self._teacher
+        assert teacher is not None
+        with torch.no_grad():
+            return forward(teacher, inputs)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(
@@ -87,9 +111,15 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self._sums["rows"] += rows
         if (self.global_step + 1) % self._steps_per_epoch == 0:
             self.curves["train_loss"].append(self._sums["loss"] / self._sums["rows"])
-            self.curves["train_accuracy"].append(self._sums["correct"] / self._sums["rows"])
+            if self._classes:
+                self.curves["train_accuracy"].append(self._sums["correct"] / self._sums["rows"])
             self.curves["lr"].append(self.trainer.optimizers[0].param_groups[0]["lr"])
             self._sums = {"loss": 0.0, "correct": 0, "rows": 0}
+
+
+def curve_names(classes: bool) -> tuple[str, ...]:
+    """Quantities that are followed, one value an epoch."""
+    return ("train_loss", "train_accuracy", "lr") if classes else ("train_loss", "lr")
 
 
 class RandomState(pl.Callback):  # type: ignore[misc]

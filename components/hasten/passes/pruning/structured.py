@@ -5,24 +5,24 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from annotated_types import Ge, Interval
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from hasten.artefacts.module import resized
+from hasten.artefacts.module import forward, resized
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Bench, ModulePass, Surgery
+from hasten.passes.pruning.statistics import estimate_statistics
 
-_WHOLE = (nn.MultiheadAttention, nn.LSTM)
+_WHOLE = (nn.MultiheadAttention, nn.LSTM, nn.Embedding)
 """Modules whose width can't be changed a channel at a time."""
+_PRODUCTS = ("BmmBackward", "ScaledDotProduct")
+"""Products of activations: the channels of an attention's queries, keys and values are divided into heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class StructuredPruning(ModulePass):
             PassError: there is nothing to remove, or the model does not run without what was removed.
         """
         pruned = copy.deepcopy(model)
-        example = torch.from_numpy(bench.train.inputs[:2])
+        example = {name: torch.from_numpy(values[:2]) for name, values in bench.train.inputs.items()}
         removed = self._remove_channels(pruned, example)
         step = {"technique": "structured pruning", "removed": removed, "resized": resized(model, pruned)}
         _check_outputs(model, pruned, example)
@@ -60,7 +60,7 @@ class StructuredPruning(ModulePass):
         estimate_statistics(fitted, bench.train.inputs)
         return Surgery(model=fitted, steps=(step,))
 
-    def _remove_channels(self, model: nn.Module, example: Tensor) -> dict[str, list[int]]:
+    def _remove_channels(self, model: nn.Module, example: Mapping[str, Tensor]) -> dict[str, list[int]]:
         """Cuts channels out of the model itself; gives layer -> channels, of the layer that stands for its group."""
         frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
         names = {module: name for name, module in model.named_modules()}
@@ -76,12 +76,14 @@ class StructuredPruning(ModulePass):
             parameter.requires_grad_(name not in frozen)
         return {names[module]: channels for module, channels in choices.items()}
 
-    def _cut(self, model: nn.Module, example: Tensor) -> dict[nn.Module, list[int]]:
+    def _cut(self, model: nn.Module, example: Mapping[str, Tensor]) -> dict[nn.Module, list[int]]:
         from torch_pruning import DependencyGraph
         from torch_pruning.pruner.importance import GroupMagnitudeImportance
 
         score = GroupMagnitudeImportance(p={"l1": 1, "l2": 2}[self.importance])
-        graph = DependencyGraph().build_dependency(model, example_inputs=(example,))
+        # As `forward` calls it: one input by its place, several by their names.
+        inputs = tuple(example.values()) if len(example) == 1 else dict(example)
+        graph = DependencyGraph().build_dependency(model, example_inputs=inputs)
         groups = [group for group in graph.get_all_groups() if _is_prunable(graph, group)]
         # All choices first: cutting one group changes the weights by which the next would be judged.
         choices = [(group[0].dep, self._least_important(score(group), _num_blocks(group))) for group in groups]
@@ -113,36 +115,15 @@ class StructuredPruning(ModulePass):
         )
 
 
-def estimate_statistics(model: nn.Module, inputs: NDArray[np.float32], batch_size: int = 256) -> None:
-    """Sets the means and variances of batch normalization to the averages over the rows, in place.
-
-    Everything else is in eval mode meanwhile. What was removed upstream shifts the input of every normalization away
-    from the statistics that it remembers, and the moving averages of a short fine-tuning lag behind. Fine-tuning does
-    not read them, so once, after it, is enough.
-    """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    momenta = [layer.momentum for layer in layers]
-    model.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # cumulative average
-        layer.train()
-    with torch.no_grad():
-        # Equal batches, so that the average over batches is the one over rows, and none has a single row.
-        for batch in torch.from_numpy(inputs).tensor_split(max(1, round(len(inputs) / batch_size))) if layers else ():
-            model(batch)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-        layer.eval()
-
-
 def _is_prunable(graph: Any, group: Any) -> bool:
     """Whether the group's channels are no outputs of the model, and run through nothing that has to stay whole."""
     from torch_pruning.ops import _ConcatOp
 
     for dep, _ in group:
         node = dep.target
-        if isinstance(node.module, _WHOLE) or (not node.outputs and graph.is_out_channel_pruning_fn(dep.handler)):
+        if isinstance(node.module, _WHOLE) or any(name in str(node.name) for name in _PRODUCTS):
+            return False
+        if not node.outputs and graph.is_out_channel_pruning_fn(dep.handler):
             return False
         # torch-pruning 1.6 mixes up the parts of a concatenation whose pixels are flattened, or that a bare parameter
         # of three dimensions leads to, which it takes for the position embedding of a transformer.
@@ -163,10 +144,10 @@ def _num_blocks(group: Any) -> int:
     return math.lcm(*blocks)
 
 
-def _check_outputs(model: nn.Module, pruned: nn.Module, example: Tensor) -> None:
+def _check_outputs(model: nn.Module, pruned: nn.Module, example: Mapping[str, Tensor]) -> None:
     try:
         with torch.no_grad():
-            given, wanted = pruned.eval()(example).shape, copy.deepcopy(model).eval()(example).shape
+            given, wanted = (forward(side.eval(), example).shape for side in (pruned, copy.deepcopy(model)))
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise PassError(f"{type(model).__name__} does not run with fewer channels: {reason}") from error

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxruntime.quantization.registry import QDQRegistry
 
-from hasten.artefacts.capture import INPUT, write_onnx
+from hasten.artefacts.capture import write_onnx
 from hasten.core.errors import PassError
-from hasten.core.interfaces import Graph
+from hasten.core.interfaces import Columns, Graph
 
 _BATCH = 32
 
 
-def place(graph: Graph, rows: NDArray[np.float32], per_channel: bool, reduce_range: bool, file: Path) -> None:
+def place(graph: Graph, rows: Columns, per_channel: bool, reduce_range: bool, file: Path) -> None:
     """Writes the graph with quantize/dequantize pairs around everything that ONNX Runtime can run in integers.
 
     Activations are unsigned: signed ones leave half of the convolutions and all residual adds in floats (1.32).
-    The tool's pre-processing changes nothing, as the captured graph comes with folded batch norms; the graph is marked
-    as pre-processed, because the tool otherwise sets up the root logger to recommend it.
+    The pre-processing that the tool recommends changes nothing, as the captured graph comes with folded batch norms.
 
     Raises:
         PassError: the tool refused the graph.
     """
-    model = onnx.load(graph.onnx)
-    add_pre_process_metadata(model)
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, quiet():
         quantized = Path(scratch, "quantized.onnx")
         try:
             quantize_static(
-                model,
+                onnx.load(graph.onnx),
                 quantized,
                 _Batches(rows),
                 quant_format=QuantFormat.QDQ,
@@ -52,12 +51,29 @@ def place(graph: Graph, rows: NDArray[np.float32], per_channel: bool, reduce_ran
         write_onnx(onnx.load(quantized), file)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the warnings that the tool logs at the root logger, which it would otherwise set up to do so."""
+    root, nowhere = logging.getLogger(), logging.NullHandler()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING
+
+    root.addHandler(nowhere)
+    root.addFilter(passes)
+    try:
+        yield
+    finally:
+        root.removeFilter(passes)
+        root.removeHandler(nowhere)
+
+
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
     """Rows in the form that the calibrator reads."""
 
-    def __init__(self, rows: NDArray[np.float32]) -> None:
-        self._batches = iter([rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)])
+    def __init__(self, rows: Columns) -> None:
+        starts = range(0, len(next(iter(rows.values()))), _BATCH)
+        self._batches = iter([{name: values[at : at + _BATCH] for name, values in rows.items()} for at in starts])
 
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {INPUT: np.ascontiguousarray(batch, dtype=np.float32)}
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        return next(self._batches, None)

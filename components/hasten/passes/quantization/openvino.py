@@ -5,33 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from hasten.artefacts.capture import capture, quiet, to_onnx
-from hasten.artefacts.module import rebuild
+from hasten.artefacts.module import forward, rebuild
 from hasten.core.errors import PassError
-from hasten.core.interfaces import Graph
+from hasten.core.interfaces import Columns, Graph, Signature
 
 _BATCH = 32
 
 
-def place(graph: Graph, rows: NDArray[np.float32], per_channel: bool, reduce_range: bool, file: Path) -> None:
+def place(graph: Graph, rows: Columns, per_channel: bool, reduce_range: bool, file: Path) -> None:
     """Writes the graph with quantize/dequantize pairs where torchao's X86 quantizer puts them, which OpenVINO fuses.
 
     Raises:
         PassError: the module can't be captured or quantized.
     """
     module = rebuild(graph.module)
-    to_onnx(quantized(module, graph.signature.input_shape, rows, per_channel, reduce_range), file)
+    to_onnx(quantized(module, graph.signature, rows, per_channel, reduce_range), graph.signature, file)
 
 
 def quantized(
     module: torch.nn.Module,
-    input_shape: tuple[int, ...],
-    rows: NDArray[np.float32],
+    signature: Signature,
+    rows: Columns,
     per_channel: bool,
     reduce_range: bool,
 ) -> ExportedProgram:
@@ -45,17 +43,18 @@ def quantized(
         from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
 
         quantizer = X86InductorQuantizer().set_global(_config(per_channel, reduce_range))
-        captured = capture(module, input_shape).module()
+        captured = capture(module, signature).module()
         try:
             prepared = prepare_pt2e(captured, quantizer)
             with torch.no_grad():
-                for start in range(0, len(rows), _BATCH):
-                    prepared(torch.tensor(rows[start : start + _BATCH]))
+                for start in range(0, len(next(iter(rows.values()))), _BATCH):
+                    batch = {name: torch.tensor(values[start : start + _BATCH]) for name, values in rows.items()}
+                    forward(prepared, batch)
             converted = convert_pt2e(prepared)
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise PassError(f"quantization=static: torchao refused the graph: {reason}") from error
-        return capture(converted, input_shape)
+        return capture(converted, signature)
 
 
 def _config(per_channel: bool, reduce_range: bool) -> Any:

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from hasten.core.errors import PassError
-from hasten.core.interfaces import Graph, GraphPass
+from hasten.core.interfaces import Columns, Graph, GraphPass
 from hasten.core.processor import has_vnni
 
 
@@ -34,10 +34,12 @@ class StaticQuantization(GraphPass):
     per_channel: bool = True
     reduce_range: bool | None = None
 
-    def __call__(self, graph: Graph, calibration: NDArray[np.float32], family: str, folder: Path) -> None:
-        if not len(calibration):
+    def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path) -> None:
+        available = len(next(iter(calibration.values()), ()))
+        if not available:
             raise PassError("quantization=static needs training rows to measure ranges on, got 0")
-        rows = calibration[_spread(len(calibration), self.calibration_rows)]
+        order = _spread(available, self.calibration_rows)
+        rows = {name: values[order] for name, values in calibration.items()}
         reduce_range = not has_vnni() if self.reduce_range is None else self.reduce_range
         file = folder / "model.onnx"
         if family == "onnxruntime":

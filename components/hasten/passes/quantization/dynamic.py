@@ -1,0 +1,68 @@
+"""8-bit weights, and activations whose ranges are measured anew in every request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from hasten.core.errors import PassError
+from hasten.core.interfaces import Columns, Graph, GraphPass
+from hasten.core.processor import has_vnni
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicQuantization(GraphPass):
+    """Integer products of 8-bit weights and of activations that are quantized when they are known; needs no rows.
+
+    What the ranges cost in every request pays off where weights are large and rows few: linear layers of transformers,
+    recurrent layers. It is ONNX Runtime's own technique; other engines fuse none of it.
+
+    Attributes:
+        operators: ONNX operators whose constant weights are quantized. `Conv` gets smaller and no faster; `Gather`, the
+            tables of embeddings, gets smaller and is turned back into floats row by row.
+        per_channel: one weight scale per output channel instead of one per tensor, where the operator can.
+        reduce_range: 7-bit weights, which can't saturate the 16-bit sums of processors without VNNI. None: there only.
+    """
+
+    relieves = ("compute", "memory", "capacity")
+    never_with = ("engine=eager", "engine=inductor", "engine=openvino")
+    calibration_rows = 0
+
+    operators: tuple[Literal["MatMul", "Gemm", "LSTM", "Conv", "Gather"], ...] = ("MatMul", "Gemm", "LSTM")
+    per_channel: bool = True
+    reduce_range: bool | None = None
+
+    def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path) -> None:
+        if family != "onnxruntime":
+            raise PassError(f"quantization=dynamic is for onnxruntime, not for {family}: choose engine=onnxruntime")
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        from hasten.artefacts.capture import write_onnx
+        from hasten.passes.quantization.onnxruntime import quiet
+
+        with TemporaryDirectory() as scratch, quiet():
+            quantized = Path(scratch, "quantized.onnx")
+            try:
+                quantize_dynamic(
+                    onnx.load(graph.onnx),
+                    quantized,
+                    op_types_to_quantize=list(self.operators),
+                    per_channel=self.per_channel,
+                    reduce_range=not has_vnni() if self.reduce_range is None else self.reduce_range,
+                    weight_type=QuantType.QInt8,
+                )
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise PassError(
+                    f"quantization=dynamic: onnxruntime.quantization refused the graph: {reason}"
+                ) from error
+            model = onnx.load(quantized)
+        if all(weight.data_type != onnx.TensorProto.INT8 for weight in model.graph.initializer):
+            raise PassError(
+                f"quantization=dynamic: the graph has no constant weights in {', '.join(self.operators)} "
+                "(quantization.operators)"
+            )
+        write_onnx(model, folder / "model.onnx")

@@ -1,0 +1,173 @@
+"""What is refused before anything runs: metrics, transforms, and what the rows or the task can't give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hydra import initialize_config_module
+
+from hasten.core import schema
+from hasten.core.errors import ConfigError
+from hasten.core.preflight import check
+from hasten.core.recipe import Composer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hydra() -> Iterator[None]:
+    schema.register()
+    with initialize_config_module(config_module="hasten.conf", version_base="1.3"):
+        yield
+
+
+def problems(*overrides: str) -> tuple[str, ...]:
+    try:
+        check(Composer.of(overrides).compose())
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+SCALE = "hasten.data.transforms.Scale"
+METRIC = "task.metrics.accuracy"
+WRONG = [
+    # what was typed, and the one line that it gives
+    (("task.metrics=null",), "task.metrics must name at least one metric, got None"),
+    (
+        ("+task.metrics.mine.max_drop=0.1",),
+        "task.metrics.mine._target_ must be the dotted path of a function of (outputs, targets), got {'max_drop': 0.1}",
+    ),
+    (
+        (f"{METRIC}._target_=hasten.evidence.metrics.acuracy",),
+        "task.metrics.accuracy._target_=hasten.evidence.metrics.acuracy does not import: ",
+    ),
+    (
+        (f"{METRIC}.max_drop=-0.1",),
+        "max_drop must be a number of at least 0 or null, got -0.1 (task.metrics.accuracy.max_drop)",
+    ),
+    ((f"{METRIC}.relative=maybe",), "relative must be true or false, got 'maybe' (task.metrics.accuracy.relative)"),
+    (
+        (f"+{METRIC}.maxdrop=0.1",),
+        "task.metrics.accuracy.maxdrop is no key of task.metrics.accuracy, did you mean 'max_drop'?; it has "
+        "higher_is_better, max_drop, relative, by_class",
+    ),
+    (("task.label_smoothing=1",), "label_smoothing must be a number in [0, 1), got 1 (task.label_smoothing)"),
+    (
+        ("task=regression", "task.criterion=l3"),
+        "criterion must be one of squared_error, absolute_error, huber, got 'l3'",
+    ),
+    (("data.transforms=null",), "data.transforms must be a list of components, got None"),
+    (("data.transforms=[scale]",), "data.transforms[0] must have a _target_, got 'scale'"),
+    (("data.transforms=[{column: input}]",), "data.transforms[0] must have a _target_, got {'column': 'input'}"),
+    (
+        (f"data.transforms=[{{_target_: {SCALE}, column: input}}, {{_target_: {SCALE}, colum: input}}]",),
+        f"data.transforms[1].colum is no argument of {SCALE}, did you mean 'column'?; it takes ",
+    ),
+    (
+        (f"data.transforms=[{{_target_: {SCALE}, column: 3}}]",),
+        "column must be a text, got 3 (data.transforms[0].column)",
+    ),
+    (
+        ("data.augment=[{_target_: hasten.data.augment.RandomFlip, probability: 2}]",),
+        "probability must be a number in [0, 1], got 2 (data.augment[0].probability)",
+    ),
+    (
+        ("data.augment=[{_target_: hasten.data.augment.Flip}]",),
+        "data.augment[0]._target_=hasten.data.augment.Flip does",
+    ),
+    (
+        ("distillation=soft_labels", "student=mlp", "task=regression"),
+        "distillation=soft_labels is for outputs that are classes, and those of task=regression are numbers",
+    ),
+    (
+        ("data._target_=pathlib.Path", "task._target_=pathlib.Path"),
+        "data._target_=pathlib.Path is no DataSource",
+    ),
+    (("task._target_=pathlib.Path",), "task._target_=pathlib.Path is no Task"),
+]
+
+
+@pytest.mark.parametrize(("typed", "told"), WRONG, ids=[" ".join(typed) for typed, _ in WRONG])
+def test_says_what_is_wrong_in_one_line(typed: tuple[str, ...], told: str) -> None:
+    found = [line for line in problems(*typed) if line.startswith(told)]
+    assert len(found) == 1, problems(*typed)
+    assert "\n" not in found[0]
+
+
+def test_a_margin_that_metrics_take_over_is_wrong_where_it_was_typed() -> None:
+    assert problems("objective.max_drop=2") == ("max_drop must be a number in [0, 1), got 2 (objective.max_drop)",)
+
+
+UNTRAINED = ("model.training.epochs=0", "model.checkpoint=weights.safetensors")
+UNLABELLED = ("task=unlabelled", *UNTRAINED)
+
+
+@pytest.fixture
+def _checkpoint() -> None:
+    open("weights.safetensors", "wb").close()
+
+
+@pytest.mark.usefixtures("_checkpoint")
+@pytest.mark.parametrize(
+    "trains",
+    [
+        ("student", "student=mlp"),
+        ("pruning", "pruning=structured"),
+        ("student, distillation", "student=mlp", "distillation=outputs"),
+        ("model.training.epochs", "model.training.epochs=3"),
+    ],
+)
+def test_rows_without_labels_train_nothing(trains: tuple[str, ...]) -> None:
+    what, *overrides = trains
+    told = f"{what} would train, and the rows have no labels to learn from (task=unlabelled)"
+    assert problems(*UNLABELLED, *overrides) == (told,)
+
+
+@pytest.mark.usefixtures("_checkpoint")
+@pytest.mark.parametrize(
+    "overrides", [(), ("engine=openvino",), ("quantization=static", "engine=onnxruntime")], ids=" ".join
+)
+def test_rows_without_labels_calibrate_and_are_served(overrides: tuple[str, ...]) -> None:
+    assert problems(*UNLABELLED, *overrides) == ()
+
+
+@pytest.mark.usefixtures("_checkpoint")
+def test_embeddings_are_learned_from_the_untouched_model() -> None:
+    taught = ("student=mlp", "distillation=outputs", "distillation.alpha=1")
+    assert problems("task=similarity", *UNTRAINED, *taught) == ()
+
+
+NOISE = ("data=noise", "data.shape=[1,8,8]", "task=unlabelled", "model.training.epochs=0")
+
+
+def test_noise_times_a_model_that_has_learned_nothing() -> None:
+    assert problems(*NOISE) == ()
+    assert problems(*NOISE, "engine=onnxruntime") == ()
+    assert "model.training.epochs=0 leaves the model untrained" in problems("model.training.epochs=0")[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ("quantization=static", "engine=onnxruntime"),
+            "quantization=static measures ranges on rows, and there are none (data=noise)",
+        ),
+        (("task=classification",), "task=classification needs labelled rows, and there are none (data=noise): "),
+        (("task=regression",), "task=regression needs labelled rows, and there are none (data=noise): task=unlabelled"),
+        (("model.training.epochs=3",), "model.training.epochs would train, and there are no rows (data=noise)"),
+        (("pruning=structured",), "pruning would train, and there are no rows (data=noise)"),
+    ],
+)
+def test_noise_neither_trains_nor_calibrates_nor_judges(overrides: tuple[str, ...], told: str) -> None:
+    assert [line for line in problems(*NOISE, *overrides) if line.startswith(told)]
+
+
+def test_a_distillation_of_outputs_is_for_every_task() -> None:
+    for task in ("classification", "regression"):
+        assert problems("distillation=outputs", "student=mlp", f"task={task}") == ()
+
+
+def test_all_problems_of_a_task_come_at_once() -> None:
+    typed = (f"{METRIC}.max_drop=-1", "task.label_smoothing=2", "data.transforms=[scale]", "data.augment=[flip]")
+    assert len(problems(*typed)) == 4
