@@ -59,7 +59,7 @@ def tried(trial: Trial) -> str:
     told = [
         override
         for override, key in zip(trial.edit, keys, strict=True)
-        if not any(other.startswith(f"{key}.") for other in keys)
+        if not any(other.rpartition(".")[0] == key for other in keys)
     ]
     return " ".join(told) or trial.strategy
 
