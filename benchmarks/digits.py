@@ -14,9 +14,10 @@ import statistics
 from sklearn.linear_model import LogisticRegression
 
 import hasten
+from hasten.core.interfaces import INPUT
 from hasten.data.digits import Digits
-from hasten.data.prepare import normalise, split
-from hasten.data.prepare import statistics as channel_statistics
+from hasten.data.prepare import split
+from hasten.data.transforms import Standardize
 
 SEEDS = range(5)
 SHARES = {"train": 0.45, "validate": 0.275, "test": 0.275}
@@ -42,11 +43,13 @@ def main() -> None:
 def logistic_regression(seed: int) -> float:
     """Test accuracy on the rows that the networks of this seed see, normalised as they are."""
     table = Digits().load()
-    rows = split(table, SHARES, seed)
-    mean, std = channel_statistics(table.inputs[rows["train"]])
-    inputs = normalise(table.inputs, mean, std).reshape(len(table.inputs), -1)
-    model = LogisticRegression(max_iter=5000).fit(inputs[rows["train"]], table.targets[rows["train"]])
-    return float(model.score(inputs[rows["test"]], table.targets[rows["test"]]))
+    images, labels = table.inputs[INPUT], table.targets
+    assert labels is not None
+    rows = split(len(images), SHARES, seed, labels=labels)
+    scale = Standardize().fit({INPUT: images[rows["train"]]})
+    inputs = scale({INPUT: images})[INPUT].reshape(len(images), -1)
+    model = LogisticRegression(max_iter=5000).fit(inputs[rows["train"]], labels[rows["train"]])
+    return float(model.score(inputs[rows["test"]], labels[rows["test"]]))
 
 
 if __name__ == "__main__":
