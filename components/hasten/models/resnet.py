@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
-from annotated_types import Ge, MinLen
+from annotated_types import MinLen
 from torch import Tensor, nn
 
-Width = Annotated[int, Ge(1)]
+from hasten.models.sizes import Size, check_sizes
 
 
 class ResNet(nn.Module):
@@ -31,16 +30,16 @@ class ResNet(nn.Module):
         self,
         *,
         input_shape: tuple[int, ...],
-        num_outputs: Width,
-        widths: Annotated[tuple[Width, ...], MinLen(1)] = (32, 64, 128),
-        num_blocks: Width = 3,
+        num_outputs: Size,
+        widths: Annotated[tuple[Size, ...], MinLen(1)] = (32, 64, 128),
+        num_blocks: Size = 3,
     ) -> None:
         super().__init__()
         if len(input_shape) != 3:
             raise ValueError(
                 f"ResNet needs input_shape (channels, height, width), with 1 channel for grey, got {tuple(input_shape)}"
             )
-        _check_sizes(num_outputs=[num_outputs], widths=widths, num_blocks=[num_blocks])
+        check_sizes("ResNet", num_outputs=num_outputs, widths=widths, num_blocks=num_blocks)
         self.stem = nn.Sequential(_convolution(input_shape[0], widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU())
         blocks = []
         num_channels = widths[0]
@@ -83,9 +82,3 @@ class ResidualBlock(nn.Module):
 
 def _convolution(num_inputs: int, num_outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(num_inputs, num_outputs, kernel_size=3, stride=stride, padding=1, bias=False)
-
-
-def _check_sizes(**sizes: Sequence[int]) -> None:
-    for name, values in sizes.items():
-        if not values or min(values) < 1:
-            raise ValueError(f"ResNet: {name} must be at least 1, got {list(values)}")
