@@ -226,7 +226,7 @@ class Silent:
 class Distillation(abc.ABC):
     """How a student learns from a teacher: a loss over both outputs and the labels."""
 
-    requires: ClassVar[tuple[str, ...]] = ("student|pruning",)
+    requires: ClassVar[tuple[str, ...]] = ("student|pruning|quantization.training",)
     """Something has to be trained after the teacher."""
 
     outputs: ClassVar[Literal["classes", "numbers"] | None] = None
@@ -249,10 +249,12 @@ class Augment(abc.ABC):
 
 
 class Bench(Protocol):
-    """What a stage lends to a pass: rows, a trainer, a seed and a scratch folder."""
+    """What a stage lends to a pass: rows, a task, a trainer, a stopwatch, a seed and a scratch folder."""
 
     @property
     def train(self) -> Rows: ...
+    @property
+    def task(self) -> Task: ...
     @property
     def seed(self) -> int: ...
     @property
@@ -266,6 +268,18 @@ class Bench(Protocol):
             PassError: the loss became NaN or infinite.
         """
 
+    def latencies_ms(self, models: Sequence[torch.nn.Module]) -> list[float]:
+        """Median latency of one request of each model on the target, as the recipe would deploy it: in its engine, and
+        quantized where it says so. All are timed in turns in one session. Asked of a pass that `measures` alone.
+
+        Raises:
+            EngineError: the engine failed on a model.
+            PassError: a model can't be captured or quantized.
+        """
+
+    def graph_latencies_ms(self, graphs: Sequence[Graph]) -> list[float]:
+        """The same for graphs, each as it is."""
+
 
 class Pass(abc.ABC):
     """A technique. Implementations are frozen, keyword-only dataclasses of knobs; they never change their input."""
@@ -276,6 +290,11 @@ class Pass(abc.ABC):
     """Groups that the recipe has to use (any option but none) for the technique to make sense; `a|b` is either."""
     never_with: ClassVar[tuple[str, ...]] = ()
     """Options, as `group=option`, that the technique can't be combined with."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether it times models on the target, so that its result depends on the engine and the machine."""
+        return False
 
 
 class ModulePass(Pass):
@@ -288,10 +307,15 @@ class ModulePass(Pass):
 
 @dataclass(frozen=True, kw_only=True)
 class Surgery:
-    """A changed module and what was removed from it, in order, as JSON-able data that `artefacts.module` can replay."""
+    """A changed module and what was removed from it, in order, as JSON-able data that `artefacts.module` can replay.
+
+    Attributes:
+        notes: what the report should say of how it was done and what it gave, one sentence each.
+    """
 
     model: torch.nn.Module
     steps: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...] = ()
 
 
 class GraphPass(Pass):
@@ -301,7 +325,7 @@ class GraphPass(Pass):
     """Training rows that it wants to measure ranges on, at most; 0 where it needs none."""
 
     @abc.abstractmethod
-    def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path) -> None:
+    def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path) -> tuple[str, ...]:
         """Writes `model.onnx` for the engine family into the folder.
 
         Args:
@@ -309,9 +333,24 @@ class GraphPass(Pass):
             calibration: training rows as the model takes them, `calibration_rows` of them at most.
             family: `Engine.family` of the engine that will run it.
 
+        Returns:
+            What the report should say of how it was done, one sentence each: widths that are simulated, layers that
+            stay float.
+
         Raises:
             PassError: the technique can't be placed for this family or this graph.
         """
+
+
+class TrainedGraphPass(Pass):
+    """Graph in, graph out, with training or timing on the way (quantization-aware training, mixed precision)."""
+
+    calibration_rows: int
+    """As of `GraphPass`."""
+
+    @abc.abstractmethod
+    def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path, bench: Bench) -> tuple[str, ...]:
+        """As of `GraphPass`; `bench.fit` trains as `quantization.training` says."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ SECTIONS: Mapping[str, type] = {
     "model.training": TrainingSettings,
     "student.training": TrainingSettings,
     "pruning.training": TrainingSettings,
+    "quantization.training": TrainingSettings,
 }
 
 
@@ -130,12 +131,8 @@ def _loose_ends(recipe: Recipe) -> Iterator[str]:
         yield f"{', '.join(dropped)} can't be left out; an absent technique is the option none"
         return
     checkpoint = config["model"].get("checkpoint")
-    if checkpoint and not Path(checkpoint).is_file():
-        yield f"model.checkpoint={checkpoint} is no file"
-    mapping = config["model"].get("checkpoint_keys")
-    if checkpoint and not isinstance(mapping, Mapping):
-        wanted = "a mapping of regular expressions to replacements, {} for none"
-        yield f"checkpoint_keys must be {wanted}, got {mapping!r} (model.checkpoint_keys)"
+    for section in ("model", "student"):
+        yield from _checkpoint(config[section], section)
     trained = bool(config["model"]["arch"].get("folder"))  # a folder that brings its weights along
     if not (checkpoint or trained or _made_up(config)) and config["model"]["training"]["epochs"] == 0:
         remedy = "give model.checkpoint=<file> or train at least 1 epoch"
@@ -150,6 +147,15 @@ def _loose_ends(recipe: Recipe) -> Iterator[str]:
         yield f"seed must be an integer in [0, 2^32), got {config['seed']} (seed)"
     if config["store"]["action"] not in ("list", "verify", "prune"):
         yield f"action must be one of list, verify, prune, got {config['store']['action']!r} (store.action)"
+
+
+def _checkpoint(node: Mapping[str, Any], section: str) -> Iterator[str]:
+    file, mapping = node.get("checkpoint"), node.get("checkpoint_keys")
+    if file and not Path(file).is_file():
+        yield f"{section}.checkpoint={file} is no file"
+    if file and not isinstance(mapping, Mapping):
+        wanted = "a mapping of regular expressions to replacements, {} for none"
+        yield f"checkpoint_keys must be {wanted}, got {mapping!r} ({section}.checkpoint_keys)"
 
 
 def _made_up(config: Mapping[str, Any]) -> bool:
@@ -252,6 +258,7 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
     config = recipe.config
     chosen = {group: bool(config[group].get("_target_")) for group in ("distillation", "pruning", "quantization")}
     chosen["student"] = bool(config["student"].get("arch"))
+    chosen["quantization.training"] = bool(config["quantization"].get("training"))
     for group in ("distillation", "pruning", "quantization"):
         if not chosen[group]:
             continue
@@ -283,7 +290,7 @@ def _rows(recipe: Recipe, chosen: Mapping[str, bool]) -> Iterator[str]:
     if not (inspect.isclass(meaning) and issubclass(meaning, Task)):
         yield f"task._target_={task['_target_']} is no Task"
         return
-    trains = [group for group in ("student", "distillation", "pruning") if chosen[group]]
+    trains = [group for group in ("student", "distillation", "pruning", "quantization.training") if chosen[group]]
     if recipe.section("model")["training"]["epochs"] > 0:
         trains.append("model.training.epochs")
     if trains and not meaning.trains:

@@ -98,6 +98,7 @@ class Evaluation:
         references_ms: median latency of what `speedup` compares with, each measured in turns with the candidate.
             `latency_ms` is of the session with the first of them; others may have been measured in another.
         starved: share of the timed rounds in which another process had the CPU for part of the time.
+        notes: what its stages say of themselves: widths that are simulated, layers that stay float, predicted latency.
         size_bytes: bytes of the deployable files on disk.
         memory_bytes: peak resident set of the process that serves it.
         flops: of one row, 2 per multiply-add.
@@ -118,6 +119,7 @@ class Evaluation:
     integer_share: float | None = None
     starved: float = 0.0
     metrics: Mapping[str, Quality] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def unchecked(self) -> bool:

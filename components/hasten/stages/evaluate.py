@@ -37,7 +37,7 @@ from hasten.evidence.worker import write_inputs
 from hasten.hardware.machine import machine_id
 from hasten.stages.build import Built, build, plan
 from hasten.stages.data import metrics, source, task
-from hasten.stages.stage import Tools, sources
+from hasten.stages.stage import Tools, read_notes, sources
 from hasten.training.estimate import training_seconds
 
 ACCURACY = "hasten.evidence.metrics.accuracy"
@@ -108,6 +108,7 @@ class Evaluator:
             num_parameters=cost.num_parameters,
             integer_share=compiled["integer_share"],
             starved=max(pair.num_starved / pair.num_rounds for pair in pairs.values()),
+            notes=tuple(note for entry in built.entries.values() for note in read_notes(entry.folder)),
         )
         entries = (*built.entries.values(), outputs_entry)
         return built, evaluation, {entry.key: entry.seconds for entry in entries} | seconds

@@ -13,11 +13,12 @@ from hasten.core.interfaces import ModulePass
 from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
-from hasten.stages.stage import Stage, Tools, declared, module_stage
+from hasten.stages.stage import Stage, Tools, declared, module_stage, write_notes
 from hasten.stages.training import (
     LIBRARIES,
     StageBench,
     distillation_ingredients,
+    timing_ingredients,
     training_config,
     training_sources,
 )
@@ -33,12 +34,14 @@ class Prune(Stage):
     def ingredients(self, recipe: Recipe, keys: Mapping[str, str]) -> Ingredients:
         node = recipe.section("pruning")
         config, parents, code = distillation_ingredients(recipe, keys)
+        timing, timed_by, engine_libraries, machine = timing_ingredients(recipe, "pruning")
         return Ingredients(
             stage=self.name,
-            config={"pass": arguments(node), **training_config(recipe, "pruning"), **config},
+            config={"pass": arguments(node), **training_config(recipe, "pruning"), **config, **timing},
             parents={"data": keys["data"], "module": keys[module_stage(keys)], **parents},
-            sources={**training_sources(recipe, "hasten.stages.prune", node["_target_"]), **code},
-            libraries=libraries(*LIBRARIES, "torch-pruning"),
+            sources={**training_sources(recipe, "hasten.stages.prune", node["_target_"]), **code, **timed_by},
+            libraries={**libraries(*LIBRARIES, "torch-pruning"), **engine_libraries},
+            machine=machine,
         )
 
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
@@ -53,3 +56,4 @@ class Prune(Stage):
             cut = method(rebuild(before), bench)
         arch = read_json(before / "module.json")["arch"]
         save(folder, arch, cut.model, [*surgery(before), *cut.steps])
+        write_notes(folder, cut.notes)

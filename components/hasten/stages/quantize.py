@@ -10,13 +10,22 @@ import numpy as np
 from hasten.artefacts.capture import read_graph
 from hasten.core.construct import arguments, construct, locate
 from hasten.core.errors import ConfigError
-from hasten.core.interfaces import GraphPass
+from hasten.core.interfaces import GraphPass, TrainedGraphPass
 from hasten.core.processor import has_vnni
 from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
 from hasten.data.prepare import read
-from hasten.stages.stage import Stage, Tools, declared, module_stage, sources
+from hasten.stages.stage import Stage, Tools, declared, module_stage, sources, write_notes
+from hasten.stages.training import (
+    LIBRARIES,
+    StageBench,
+    distillation_ingredients,
+    timing_ingredients,
+    training_config,
+    training_sources,
+)
+from hasten.training.determinism import reproducible
 
 
 class Quantize(Stage):
@@ -27,19 +36,34 @@ class Quantize(Stage):
 
     def ingredients(self, recipe: Recipe, keys: Mapping[str, str]) -> Ingredients:
         node = recipe.section("quantization")
+        trained = issubclass(locate(node["_target_"], "quantization"), TrainedGraphPass)
+        config, parents, code = distillation_ingredients(recipe, keys) if trained else ({}, {}, {})
+        timing, timed_by, engine_libraries, machine = timing_ingredients(recipe, "quantization")
+        if trained:
+            config = {**training_config(recipe, "quantization"), **config}
+            code = {**training_sources(recipe), **code}
         return Ingredients(
             stage=self.name,
-            config={"pass": arguments(node), "family": self._family(recipe), "seed": recipe.config["seed"]},
-            parents={"data": keys["data"], "module": keys[module_stage(keys)], "export": keys["export"]},
-            sources=sources("hasten.stages.quantize", node["_target_"]),
-            libraries=libraries("torch", "torchao", "onnx", "onnxscript", "onnxruntime"),
-            machine={"vnni": has_vnni()},
+            config={
+                "pass": arguments(node),
+                "family": self._family(recipe),
+                "seed": recipe.config["seed"],
+                **config,
+                **timing,
+            },
+            parents={"data": keys["data"], "module": keys[module_stage(keys)], "export": keys["export"], **parents},
+            sources={**sources("hasten.stages.quantize", node["_target_"]), **code, **timed_by},
+            libraries={
+                **libraries("torch", "torchao", "onnx", "onnxscript", "onnxruntime", *(LIBRARIES if trained else ())),
+                **engine_libraries,
+            },
+            machine={"vnni": has_vnni(), **machine},
         )
 
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
         node = recipe.section("quantization")
         method = construct(node, "quantization")
-        if not isinstance(method, GraphPass):
+        if not isinstance(method, GraphPass | TrainedGraphPass):
             raise ConfigError(f"quantization._target_={node['_target_']} is no GraphPass")
         graph = read_graph(inputs["export"], inputs[module_stage(inputs)])
         calibration = {}
@@ -47,7 +71,16 @@ class Quantize(Stage):
             train = read(inputs["data"]).rows("train")
             order = np.random.default_rng(recipe.config["seed"]).permutation(len(train))[: method.calibration_rows]
             calibration = {name: values[order] for name, values in train.inputs.items()}
-        method(graph, calibration, self._family(recipe), folder)
+        family = self._family(recipe)
+        if isinstance(method, GraphPass):
+            notes = method(graph, calibration, family, folder)
+        else:
+            bench = StageBench(
+                recipe=recipe, section="quantization", what="quantized model", inputs=inputs, folder=folder, tools=tools
+            )
+            with reproducible(recipe.config["seed"], recipe.config["trainer"]["threads"]):
+                notes = method(graph, calibration, family, folder, bench)
+        write_notes(folder, notes)
 
     def _family(self, recipe: Recipe) -> str:
         return str(locate(recipe.section("engine")["_target_"], "engine").family)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hasten.core.files import digest, file_digest
+from hasten.core.files import digest, file_digest, read_json, write_json
 from hasten.core.interfaces import Progress, Silent
 from hasten.core.recipe import Recipe
 from hasten.core.source import source_fingerprint
 from hasten.core.store import Ingredients
+
+NOTES = "notes.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,18 @@ def folder_digest(node: Mapping[str, Any], without: tuple[str, ...] = ()) -> str
         return None
     files = sorted(file for file in Path(folder).iterdir() if file.is_file() and not file.name.endswith(without))
     return digest({file.name: file_digest(file) for file in files})
+
+
+def write_notes(folder: Path, notes: Sequence[str]) -> None:
+    """Keeps beside the artefact what the report should say of it."""
+    if notes:
+        write_json(folder / NOTES, list(notes))
+
+
+def read_notes(folder: Path) -> tuple[str, ...]:
+    """What `write_notes` kept."""
+    file = folder / NOTES
+    return tuple(read_json(file)) if file.is_file() else ()
 
 
 def declared(node: Mapping[str, Any]) -> bool:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from hasten.artefacts.module import build, load_weights, save
-from hasten.core.files import digest, file_digest
 from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
 from hasten.data.prepare import read
-from hasten.stages.stage import Stage, Tools, folder_digest
-from hasten.stages.training import LIBRARIES, StageBench, training_config, training_sources
+from hasten.stages.stage import Stage, Tools
+from hasten.stages.training import (
+    LIBRARIES,
+    StageBench,
+    checkpoint_config,
+    training_config,
+    training_sources,
+    weights_digest,
+)
 
 
 class Teacher(Stage):
@@ -28,12 +33,11 @@ class Teacher(Stage):
             stage=self.name,
             config={
                 "arch": node["arch"],
-                # As pairs, for they are applied in their order.
-                "checkpoint_keys": list(node["checkpoint_keys"].items()) if node["checkpoint"] else None,
+                **checkpoint_config(node),
                 **training_config(recipe, "model"),
             },
             parents={"data": keys["data"]},
-            data=_weights_digest(node),
+            data=weights_digest(node),
             sources=training_sources(recipe, "hasten.stages.teacher", node["arch"]["_target_"]),
             libraries=libraries(*LIBRARIES),
         )
@@ -49,12 +53,3 @@ class Teacher(Stage):
         if node["training"]["epochs"] > 0:
             model = bench.trained(model, distil=False).model
         save(folder, arch, model)
-
-
-def _weights_digest(node: Mapping[str, Any]) -> str | None:
-    """Of the files that bring trained weights: a checkpoint, and a folder that the architecture is read from."""
-    folder = folder_digest(node["arch"])
-    if not node["checkpoint"]:
-        return folder
-    checkpoint = file_digest(Path(node["checkpoint"]))
-    return checkpoint if folder is None else digest([checkpoint, folder])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from hasten.artefacts.module import rebuild
 from hasten.core.construct import arguments, construct
 from hasten.core.errors import ConfigError
-from hasten.core.files import write_json
-from hasten.core.interfaces import Augment, Distillation, Rows
+from hasten.core.files import digest, file_digest, write_json
+from hasten.core.interfaces import Augment, Distillation, Graph, Rows, Task
 from hasten.core.recipe import Recipe
 from hasten.core.sections import TrainingSettings
 from hasten.data.prepare import read
 from hasten.stages.answers import teacher_outputs
 from hasten.stages.data import task
-from hasten.stages.stage import Tools, declared, sources
+from hasten.stages.rehearsal import Rehearsal, rehearsal_ingredients
+from hasten.stages.stage import Tools, declared, folder_digest, module_stage, sources
 from hasten.training.fit import Fitted, fit
 
 if TYPE_CHECKING:
@@ -25,6 +26,20 @@ if TYPE_CHECKING:
 
 CURVES = "curves.json"
 LIBRARIES = ("torch", "pytorch-lightning")
+
+
+def checkpoint_config(node: Mapping[str, Any]) -> dict[str, Any]:
+    """How the weights of a checkpoint are named; as pairs, for the replacements are applied in their order."""
+    return {"checkpoint_keys": list(node["checkpoint_keys"].items()) if node["checkpoint"] else None}
+
+
+def weights_digest(node: Mapping[str, Any]) -> str | None:
+    """Of the files that bring trained weights: a checkpoint, and a folder that the architecture is read from."""
+    folder = folder_digest(node["arch"])
+    if not node["checkpoint"]:
+        return folder
+    checkpoint = file_digest(Path(node["checkpoint"]))
+    return checkpoint if folder is None else digest([checkpoint, folder])
 
 
 def training_config(recipe: Recipe, section: str) -> dict[str, Any]:
@@ -55,6 +70,15 @@ def distillation_ingredients(
     return {"distillation": dict(node)}, {taught_by: keys[taught_by]}, sources(node["_target_"])
 
 
+def timing_ingredients(
+    recipe: Recipe, section: str
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str], dict[str, str]]:
+    """Config, sources, libraries and machine that a pass adds to its stage where it times models on the target."""
+    if not construct(recipe.section(section), section).measures:
+        return {}, {}, {}, {}
+    return rehearsal_ingredients(recipe)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageBench:
     """`core.interfaces.Bench` for one stage of one recipe; keeps the curves of what it trained.
@@ -78,6 +102,21 @@ class StageBench:
     @property
     def train(self) -> Rows:
         return read(self.inputs["data"]).rows("train")
+
+    @property
+    def task(self) -> Task:
+        return task(self.recipe)
+
+    def latencies_ms(self, models: Sequence[torch.nn.Module]) -> list[float]:
+        return self._rehearsal.models(models)
+
+    def graph_latencies_ms(self, graphs: Sequence[Graph]) -> list[float]:
+        return self._rehearsal.graphs(graphs)
+
+    @property
+    def _rehearsal(self) -> Rehearsal:
+        module = self.inputs[module_stage(self.inputs)]
+        return Rehearsal(recipe=self.recipe, prepared=read(self.inputs["data"]), module=module)
 
     def fit(self, model: torch.nn.Module) -> torch.nn.Module:
         return self.trained(model, distil=True).model

@@ -34,7 +34,7 @@ class DynamicQuantization(GraphPass):
     per_channel: bool = True
     reduce_range: bool | None = None
 
-    def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path) -> None:
+    def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path) -> tuple[str, ...]:
         if family != "onnxruntime":
             raise PassError(f"quantization=dynamic is for onnxruntime, not for {family}: choose engine=onnxruntime")
         import onnx
@@ -66,3 +66,4 @@ class DynamicQuantization(GraphPass):
                 "(quantization.operators)"
             )
         write_onnx(model, folder / "model.onnx")
+        return ()

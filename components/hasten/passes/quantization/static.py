@@ -34,7 +34,7 @@ class StaticQuantization(GraphPass):
     per_channel: bool = True
     reduce_range: bool | None = None
 
-    def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path) -> None:
+    def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path) -> tuple[str, ...]:
         available = len(next(iter(calibration.values()), ()))
         if not available:
             raise PassError("quantization=static needs training rows to measure ranges on, got 0")
@@ -55,6 +55,7 @@ class StaticQuantization(GraphPass):
                 f"quantization=static can be placed for onnxruntime and openvino, not for {family}: "
                 "choose engine=onnxruntime or engine=openvino"
             )
+        return ()
 
 
 def _spread(available: int, wanted: int) -> NDArray[np.int64]:
