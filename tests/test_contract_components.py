@@ -63,6 +63,12 @@ NEEDED = {
     "data=series": ("data.path=rows.csv", "data.targets=[OT]"),
     "model=custom": ("model.arch._target_=hasten.models.mlp.MLP",),
     "model=huggingface": (f"model.arch.config={BERT}",),
+    "experiment=cifar10": (
+        "data.train=train.parquet",
+        "data.validate=test.parquet",
+        "model.checkpoint=resnet56.safetensors",
+        "strategies.distill.checkpoint=resnet20.safetensors",
+    ),
     "experiment=etth1": ("data.path=ETTh1.csv",),
     "experiment=trec": ("data.train=train.parquet", "data.test=test.parquet"),
     "experiment=spoken_digits": ("data.path=rows.parquet",),

@@ -40,12 +40,13 @@ def run(overrides: Sequence[str] = (), folder: str | Path | None = None) -> Resu
 
 def _run(pipeline: Callable[[Session], Result], overrides: Sequence[str], folder: str | Path | None) -> Result:
     now = datetime.now()
-    with _hydra():
+    with composing():
         return pipeline(Session.of(overrides, Path(folder or f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}")))
 
 
 @contextmanager
-def _hydra() -> Iterator[None]:
+def composing() -> Iterator[None]:
+    """Hydra with the packaged configs, or as it runs already."""
     schema.register()
     if GlobalHydra.instance().is_initialized():
         yield

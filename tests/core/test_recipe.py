@@ -125,6 +125,17 @@ def test_epochs_of_the_student_do_not_touch_the_teacher() -> None:
 
 
 @pytest.mark.usefixtures("hydra")
+def test_what_an_experiment_leaves_to_the_user_has_to_be_given() -> None:
+    """Also where the group's own file has a null for it, and where other keys repeat it."""
+    with pytest.raises(ConfigError) as caught:
+        Composer.of(["experiment=cifar10", "data.train=train.parquet"]).compose()
+    assert caught.value.problems == tuple(
+        f"{key} has no value and needs one: {key}=..."
+        for key in ("data.validate", "model.checkpoint", "strategies.distill.checkpoint")
+    )
+
+
+@pytest.mark.usefixtures("hydra")
 def test_every_strategy_of_the_folder_is_there_unless_some_are_named() -> None:
     names = [strategy.name for strategy in Composer.of([]).strategies()]
     assert names == sorted(file.stem for file in (conf_folder() / "strategy").glob("*.yaml"))

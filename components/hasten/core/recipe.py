@@ -176,7 +176,7 @@ class Composer:
 
     def _recipe(self, final: tuple[str, ...]) -> Recipe:
         config = self._config([*final, *self.walk])
-        missing = sorted(OmegaConf.missing_keys(config))
+        missing = sorted({*_missing(OmegaConf.to_container(config, resolve=False)), *self._left_open(final, config)})
         if missing:
             raise ConfigError(*(f"{key} has no value and needs one: {key}=..." for key in missing))
         try:
@@ -185,6 +185,18 @@ class Composer:
             raise ConfigError(one_line(error)) from error
         assert isinstance(values, dict)
         return Recipe(overrides=final, config={str(key): value for key, value in values.items()})
+
+    def _left_open(self, final: tuple[str, ...], config: DictConfig) -> Iterator[str]:
+        """Keys that the chosen experiment leaves to the user.
+
+        The `null` of the group's own file would hide them, since OmegaConf merges no `???` over a value.
+        """
+        repository = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
+        for text in final:
+            if text.startswith("experiment="):
+                found = repository.load_config(f"experiment/{text.removeprefix('experiment=')}")
+                raw = OmegaConf.to_container(found.config, resolve=False) if found else {}
+                yield from (key for key in _missing(raw) if OmegaConf.select(config, key, default=None) is None)
 
     def strategies(self) -> tuple[Strategy, ...]:
         """The strategies that the user named, or every one on the config search path.
@@ -242,6 +254,18 @@ class Composer:
             raise explain(error, overrides) from error
         except ValueError as error:  # Hydra's own for `group=null`
             raise ConfigError(f"{one_line(error)}: a group takes the name of an option, none for nothing") from error
+
+
+def _missing(node: Any, key: str = "") -> Iterator[str]:
+    """Keys that the config leaves to the user; not those that only repeat one of them by interpolation."""
+    if node == "???":
+        yield key
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            yield from _missing(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for place, value in enumerate(node):
+            yield from _missing(value, f"{key}[{place}]")
 
 
 def _strategy(name: str, node: Any) -> Strategy:
