@@ -13,7 +13,7 @@ from torch import nn
 from hasten.artefacts import module as artefact
 from hasten.core.errors import ConfigError, PassError
 from hasten.core.interfaces import Input, Rows
-from hasten.passes.pruning.magnitude import MagnitudePruning
+from hasten.passes.pruning.unstructured import UnstructuredPruning
 
 
 class Bench:
@@ -66,7 +66,7 @@ def zeros(model):
 )
 def test_drops_the_weights_of_the_least_size(knobs, first, second):
     model = two_layers()
-    pruned = MagnitudePruning(**{"sparsity": None, **knobs})(model, Bench(2, steps=0)).model
+    pruned = UnstructuredPruning(**{"sparsity": None, **knobs})(model, Bench(2, steps=0)).model
     assert zeros(pruned) == [np.array(first, bool).tolist(), np.array(second, bool).tolist(), [[False] * 2] * 2]
     for before, after in zip(model, pruned, strict=True):
         kept = after.weight != 0
@@ -86,7 +86,7 @@ def test_drops_the_weights_of_the_least_size(knobs, first, second):
     ],
 )
 def test_drops_the_filters_of_the_least_norm(knobs, first, second):
-    method = MagnitudePruning(**{"sparsity": None, "importance": "filter", **knobs})
+    method = UnstructuredPruning(**{"sparsity": None, "importance": "filter", **knobs})
     pruned = method(two_layers(), Bench(2, steps=0)).model
     dropped = [(layer.weight == 0).all(1).tolist() for layer in pruned]
     assert dropped == [np.array(first, bool).tolist(), np.array(second, bool).tolist(), [False, False]]
@@ -97,7 +97,7 @@ def test_drops_the_filters_of_the_least_norm(knobs, first, second):
 def test_holds_the_share_and_keeps_nothing_that_is_less_than_what_went(sparsity, scope):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 3)).eval()
-    pruned = MagnitudePruning(sparsity=sparsity, scope=scope)(model, Bench(6, steps=0)).model
+    pruned = UnstructuredPruning(sparsity=sparsity, scope=scope)(model, Bench(6, steps=0)).model
     pairs = [(model[place].weight.detach().abs(), pruned[place].weight == 0) for place in (0, 2)]
     if scope == "global":
         pairs = [(torch.cat([size.flatten() for size, _ in pairs]), torch.cat([zero.flatten() for _, zero in pairs]))]
@@ -106,17 +106,18 @@ def test_holds_the_share_and_keeps_nothing_that_is_less_than_what_went(sparsity,
         assert size[zero].max() <= size[~zero].min()
 
 
-@pytest.mark.parametrize("importance", ["weight", "filter"])
+@pytest.mark.parametrize("importance", ["magnitude", "filter"])
 def test_what_went_is_exactly_zero_after_the_fine_tuning_and_the_rest_has_learnt(importance):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3)).eval()
     bench = Bench(1, 8, 8)
-    surgery = MagnitudePruning(sparsity=0.5, importance=importance)(model, bench)
+    surgery = UnstructuredPruning(sparsity=0.5, importance=importance)(model, bench)
     weight = surgery.model[0].weight.detach()
     assert int((weight == 0).sum()) == 36
     assert not torch.signbit(weight[weight == 0]).any()  # a negative zero is another byte
     assert not torch.equal(weight[weight != 0], model[0].weight[weight != 0])
-    assert surgery.steps == ({"technique": "magnitude pruning", "sparsity": {"0.weight": 0.5}, "resized": {}},)
+    (step,) = surgery.steps
+    assert (step["technique"], step["sparsity"], step["resized"]) == ("unstructured pruning", {"0.weight": 0.5}, {})
     assert [name for name, _ in surgery.model.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert not list(surgery.model.named_buffers())[3:]
     assert not surgery.model.training
@@ -133,7 +134,7 @@ def test_fine_tunes_as_if_what_went_had_never_been_there():
         narrow[0].weight.copy_(model[0].weight[:, [0, 2]])
     bench, other = Bench(4, steps=20), Bench(2, steps=20)
     other.train.inputs["input"] = bench.train.inputs["input"][:, [0, 2]].copy()
-    pruned = MagnitudePruning(sparsity=0.5, scope="layer")(model, bench).model
+    pruned = UnstructuredPruning(sparsity=0.5, scope="layer")(model, bench).model
     torch.testing.assert_close(pruned[0].weight[:, [0, 2]], other.fit(narrow)[0].weight)
 
 
@@ -141,7 +142,7 @@ def test_the_statistics_are_those_of_what_is_left():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
     bench = Bench(3, steps=0)
-    pruned = MagnitudePruning()(model, bench).model
+    pruned = UnstructuredPruning()(model, bench).model
     with torch.no_grad():
         features = pruned[0](torch.from_numpy(bench.train.inputs["input"]))
     torch.testing.assert_close(pruned[1].running_mean, features.mean(0))
@@ -173,10 +174,10 @@ def everything():
     return Everything().eval(), bench
 
 
-@pytest.mark.parametrize("importance", ["weight", "filter"])
+@pytest.mark.parametrize("importance", ["magnitude", "filter"])
 def test_takes_weights_of_every_kind_and_leaves_biases_norms_and_bare_parameters(importance):
     model, bench = everything()
-    surgery = MagnitudePruning(scope="layer", importance=importance)(model, bench)
+    surgery = UnstructuredPruning(scope="layer", importance=importance)(model, bench)
     assert list(surgery.steps[0]["sparsity"]) == [
         "table.weight",
         "attention.in_proj_weight",
@@ -198,7 +199,7 @@ def test_filters_of_a_transposed_convolution_are_its_outputs():
         model[0].weight[:2, 1] = 1e-3  # output 1, of the first group
         model[0].weight[2:, 0] = 1e-3  # output 3, the first of the second group
         model[0].weight[:2, 2] = 1e-3  # output 2
-    pruned = MagnitudePruning(importance="filter")(model, Bench(4, 4, steps=0)).model
+    pruned = UnstructuredPruning(importance="filter")(model, Bench(4, 4, steps=0)).model
     outputs = pruned[0](torch.ones(1, 4, 4))
     assert (outputs == 0).all(2).tolist() == [[False, True, True, True, False, False]]
 
@@ -208,7 +209,7 @@ def test_filters_of_a_transposed_convolution_are_its_outputs():
     [((), []), (("first",), ["0"]), (("last",), ["2"]), (("first", "last"), ["0", "2"])],
 )
 def test_keeps_the_ends_that_it_is_told_to_keep(keep, whole):
-    method = MagnitudePruning(scope="layer", keep=keep)
+    method = UnstructuredPruning(scope="layer", keep=keep)
     shares = method(two_layers(), Bench(2, steps=0)).steps[0]["sparsity"]
     assert list(shares) == [f"{name}.weight" for name in "012" if name not in whole]
 
@@ -216,11 +217,11 @@ def test_keeps_the_ends_that_it_is_told_to_keep(keep, whole):
 RESNET = {"_target_": "hasten.models.resnet.ResNet", "widths": [8, 16], "num_blocks": 1}
 
 
-@pytest.mark.parametrize("importance", ["weight", "filter"])
+@pytest.mark.parametrize("importance", ["magnitude", "filter"])
 def test_is_rebuilt_bit_for_bit(tmp_path, importance):
     model, arch = artefact.build(RESNET, [Input(shape=(1, 8, 8))], (3,), seed=0)
     bench = Bench(1, 8, 8)
-    surgery = MagnitudePruning(importance=importance)(model, bench)
+    surgery = UnstructuredPruning(importance=importance)(model, bench)
     artefact.save(tmp_path, arch, surgery.model, json.loads(json.dumps(surgery.steps)))
     x = torch.from_numpy(bench.train.inputs["input"])
     rebuilt = artefact.rebuild(tmp_path)
@@ -228,13 +229,13 @@ def test_is_rebuilt_bit_for_bit(tmp_path, importance):
     shares = surgery.steps[0]["sparsity"]
     weights = dict(rebuilt.named_parameters())
     assert {name: float((weights[name] == 0).float().mean()) for name in shares} == pytest.approx(shares)
-    assert artefact.surgery(tmp_path)[0]["technique"] == "magnitude pruning"
+    assert artefact.surgery(tmp_path)[0]["technique"] == "unstructured pruning"
 
 
 def test_leaves_its_input_alone_and_gives_the_same_again():
     model, bench = everything()
     before = copy.deepcopy(model.state_dict())
-    one, two = (MagnitudePruning()(model, bench).model.state_dict() for _ in range(2))
+    one, two = (UnstructuredPruning()(model, bench).model.state_dict() for _ in range(2))
     assert all(torch.equal(before[name], values) for name, values in model.state_dict().items())
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -242,29 +243,29 @@ def test_leaves_its_input_alone_and_gives_the_same_again():
 def test_frozen_weights_stay_frozen():
     model = two_layers()
     model[0].weight.requires_grad_(False)
-    pruned = MagnitudePruning()(model, Bench(2)).model
+    pruned = UnstructuredPruning()(model, Bench(2)).model
     assert [name for name, values in pruned.named_parameters() if not values.requires_grad] == ["0.weight"]
 
 
 @pytest.mark.parametrize(("sparsity", "threshold"), [(0.5, 0.1), (None, None)])
 def test_wants_a_share_or_a_threshold(sparsity, threshold):
     with pytest.raises(ConfigError, match=r"give pruning\.sparsity or pruning\.threshold and set the other"):
-        MagnitudePruning(sparsity=sparsity, threshold=threshold)
+        UnstructuredPruning(sparsity=sparsity, threshold=threshold)
 
 
 def test_refuses_what_leaves_nothing_or_everything():
     with pytest.raises(PassError, match=r"no weight would be set to zero: raise pruning\.threshold \(now 1e-05\)"):
-        MagnitudePruning(sparsity=None, threshold=1e-5, keep=("last",))(nn.Sequential(*two_layers()[::2]), Bench(2))
+        UnstructuredPruning(sparsity=None, threshold=1e-5, keep=("last",))(nn.Sequential(*two_layers()[::2]), Bench(2))
     with pytest.raises(PassError, match=r"nothing of 1\.weight would be left: lower pruning\.threshold \(now 11\)"):
-        MagnitudePruning(sparsity=None, threshold=11)(two_layers(), Bench(2))
+        UnstructuredPruning(sparsity=None, threshold=11)(two_layers(), Bench(2))
     with pytest.raises(PassError, match=r"nothing of 0\.weight, 1\.weight would be left: lower pruning\.sparsity"):
-        MagnitudePruning(sparsity=0.9999)(two_layers(), Bench(2))
+        UnstructuredPruning(sparsity=0.9999)(two_layers(), Bench(2))
 
 
 def test_refuses_a_model_whose_every_layer_is_kept():
     with pytest.raises(PassError, match=r"Linear has no layer to prune: .*pruning\.keep=\['last'\] leaves"):
-        MagnitudePruning()(nn.Linear(2, 3), Bench(2))
+        UnstructuredPruning()(nn.Linear(2, 3), Bench(2))
 
 
 def test_relieves_capacity_alone():
-    assert MagnitudePruning.relieves == ("capacity",)
+    assert UnstructuredPruning.relieves == ("capacity",)
