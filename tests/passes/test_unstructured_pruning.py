@@ -1,6 +1,7 @@
 """Weights that are exactly zero, the right ones, and that stay so through a fine-tuning."""
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -12,14 +13,18 @@ from torch import nn
 
 from hasten.artefacts import module as artefact
 from hasten.core.errors import ConfigError, PassError
-from hasten.core.interfaces import Input, Rows
+from hasten.core.interfaces import Input, Rows, Silent
+from hasten.core.sections import TrainingSettings
 from hasten.passes.pruning.unstructured import UnstructuredPruning
+from hasten.tasks.classification import Classification
+from hasten.training.fit import fit
 
 
 class Bench:
     """Rows of noise, and a fine-tuning with AdamW on a copy."""
 
     seed = 0
+    task = Classification()
 
     def __init__(self, *shape, steps=5):
         inputs = np.random.default_rng(0).normal(size=(32, *shape)).astype(np.float32)
@@ -106,6 +111,161 @@ def test_holds_the_share_and_keeps_nothing_that_is_less_than_what_went(sparsity,
         assert size[zero].max() <= size[~zero].min()
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.floats(-2, 2, width=32, allow_subnormal=False), min_size=6, max_size=6),
+    st.floats(0.0625, 1.875, width=32),
+)
+def test_is_zero_where_the_importance_is_less_than_theta_and_as_it_was_elsewhere(weights, theta):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor(weights).view(3, 2))
+        model[0].weight[0, 0], model[0].weight[0, 1] = theta / 2, 3.0  # something goes and something stays
+    before = model[0].weight.detach().clone()
+    surgery = UnstructuredPruning(sparsity=None, threshold=theta)(model, Bench(2, steps=0))
+    expected = [[w if abs(w) >= theta else 0.0 for w in row] for row in before.tolist()]
+    assert surgery.model[0].weight.tolist() == expected
+    assert surgery.steps[0]["thresholds"] == {"0.weight": before.abs()[before.abs() >= theta].min()}
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_says_which_theta_the_share_came_to(scope):
+    model = two_layers()
+    surgery = UnstructuredPruning(scope=scope)(model, Bench(2, steps=0))
+    thetas = surgery.steps[0]["thresholds"]
+    # |w|: 3 4 0.6 0.8 5 12 and 0.3 0.4 0 6 8 0.1, of which half stay
+    assert thetas == pytest.approx({"layer": {"0.weight": 4, "1.weight": 0.4}}.get(scope, dict.fromkeys(thetas, 3)))
+    for name, theta in thetas.items():
+        before, after = (each.get_parameter(name) for each in (model, surgery.model))
+        assert torch.equal(after == 0, before.abs() < theta)
+
+
+class Sum:
+    """A task whose loss is the sum of the outputs, so that a weight's gradient is the mean of its input."""
+
+    def loss(self, outputs, targets):
+        return outputs.sum(1).mean()
+
+
+def one_layer(weights):
+    model = nn.Sequential(nn.Linear(len(weights), 1, bias=False)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([weights]))
+    return model
+
+
+def of_inputs(rows):
+    bench = Bench(len(rows[0]), steps=0)
+    bench.task, bench.train = Sum(), Rows(inputs={"input": np.float32(rows)}, targets=np.zeros(len(rows), np.int64))
+    return bench
+
+
+@pytest.mark.parametrize(("importance", "zero"), [("magnitude", [0, 1, 1, 0]), ("taylor", [1, 0, 0, 1])])
+def test_taylor_counts_what_the_loss_would_change_by(importance, zero):
+    """By hand: |w| is 3, 1, 0.5, 2; times the mean of its input, which is 0.1, 2, 1, 0, it is 0.3, 2, 0.5, 0."""
+    bench = of_inputs([[0.2, 1.0, 1.0, 5.0], [0.0, 3.0, 1.0, -5.0]])
+    surgery = UnstructuredPruning(importance=importance, keep=())(one_layer([3.0, -1.0, 0.5, 2.0]), bench)
+    assert (surgery.model[0].weight == 0).tolist() == [list(map(bool, zero))]
+    assert surgery.steps[0]["thresholds"]["0.weight"] == pytest.approx({"magnitude": 2, "taylor": 0.5}[importance])
+
+
+def test_taylor_averages_over_batches_whose_gradients_cancel():
+    """As where a training has ended: over all rows the first input's gradient is 0, in each batch of 64 it is 1."""
+    bench = of_inputs([[1.0, 0.5]] * 64 + [[-1.0, 0.5]] * 64)
+    surgery = UnstructuredPruning(importance="taylor", keep=())(one_layer([1.0, 1.0]), bench)
+    assert (surgery.model[0].weight == 0).tolist() == [[False, True]]
+
+
+def test_the_random_control_repeats_itself_and_differs_by_seed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3)).eval()
+    masks = []
+    for seed in (0, 0, 1):
+        bench = Bench(6, steps=0)
+        bench.seed = seed
+        masks.append(UnstructuredPruning(importance="random")(model, bench).model[0].weight == 0)
+    assert torch.equal(masks[0], masks[1])
+    assert [int(mask.sum()) for mask in masks] == [120] * 3
+    # Chosen independently, half of what one drops is dropped by the other.
+    assert 0.3 < (masks[0] & masks[2]).sum() / 120 < 0.7
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor", "random", "filter"])
+def test_goes_by_the_cubic_schedule_and_what_went_never_comes_back(importance):
+    """By hand: 0.8 (1 - (1 - t / 4)^3) is 0.4625, 0.7, 0.7875 and 0.8; of 80 rows of 10 weights, 37, 56, 63 and 64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 80), nn.ReLU(), nn.Linear(80, 2)).eval()
+    bench = Bench(10)
+    surgery = UnstructuredPruning(sparsity=0.8, rounds=4, importance=importance)(model, bench)
+    zero = [each.model[0].weight == 0 for each in bench.fitted]
+    assert [int(each.sum()) for each in zero] == [370, 560, 630, 640]
+    assert all((after | ~before).all() for before, after in itertools.pairwise(zero))
+    assert torch.equal(surgery.model[0].weight == 0, zero[-1])
+    assert surgery.notes[0] == (
+        "pruned and fine-tuned in 4 rounds, to 46, 70, 79, 80 % of the weights of the layers pruned"
+    )
+
+
+def test_what_went_stays_gone_where_no_importance_tells_weights_apart():
+    """The loss does not depend on the first layer, so that its weights are all of importance zero, masked or not."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    with torch.no_grad():
+        model[2].weight.zero_()
+    bench = Bench(4, steps=0)
+    UnstructuredPruning(importance="taylor", rounds=3)(model, bench)
+    first, *_, last = (each.model[0].weight == 0 for each in bench.fitted)
+    assert 0 < first.sum() < last.sum() == 12
+    assert last[first].all()
+
+
+class RealBench(Bench):
+    """Fine-tunes as the stages do."""
+
+    def __init__(self, folder, *shape):
+        super().__init__(*shape)
+        self.folder = folder
+
+    def fit(self, model):
+        how = TrainingSettings(epochs=2, batch_size=8, lr=0.05, weight_decay=0.1)
+        number = len(self.fitted)
+        self.fitted.append(
+            fit(
+                model,
+                self.train,
+                how,
+                task=self.task,
+                seed=self.seed,
+                threads=1,
+                folder=self.folder / str(number),
+                checkpoint_seconds=1000,
+                progress=Silent(),
+                what="pruned model",
+                key="pruning.training",
+            ).model
+        )
+        return self.fitted[-1]
+
+
+def test_the_real_training_leaves_what_went_at_zero_in_every_round(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 2)).eval()
+    bench = RealBench(tmp_path, 6)
+    pruned = UnstructuredPruning(sparsity=0.75, rounds=2, importance="taylor")(model, bench).model
+    first, last = (each.model[0].weight == 0 for each in bench.fitted)
+    assert [int(each.sum()) for each in (first, last)] == [79, 90]  # 0.75 (1 - 0.5^3) = 0.65625 and 0.75 of 120
+    assert last[first].all()
+    assert torch.equal(pruned[0].weight == 0, last)
+    assert not torch.isclose(pruned[0].weight[~last], model[0].weight[~last], atol=1e-4).any()
+
+
+def test_says_how_many_zeros_there_are_and_what_they_save():
+    _, note = ("", *UnstructuredPruning()(two_layers(), Bench(2, steps=0)).notes)
+    assert note == (
+        "26 % of the 23 parameters are zero: that saves bytes where engine.compressed=true, none in the dense file, "
+        "and no time"
+    )
+
+
 @pytest.mark.parametrize("importance", ["magnitude", "filter"])
 def test_what_went_is_exactly_zero_after_the_fine_tuning_and_the_rest_has_learnt(importance):
     torch.manual_seed(0)
@@ -174,7 +334,7 @@ def everything():
     return Everything().eval(), bench
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "filter"])
+@pytest.mark.parametrize("importance", ["magnitude", "filter", "taylor", "random"])
 def test_takes_weights_of_every_kind_and_leaves_biases_norms_and_bare_parameters(importance):
     model, bench = everything()
     surgery = UnstructuredPruning(scope="layer", importance=importance)(model, bench)
@@ -251,6 +411,16 @@ def test_frozen_weights_stay_frozen():
 def test_wants_a_share_or_a_threshold(sparsity, threshold):
     with pytest.raises(ConfigError, match=r"give pruning\.sparsity or pruning\.threshold and set the other"):
         UnstructuredPruning(sparsity=sparsity, threshold=threshold)
+
+
+def test_a_threshold_has_no_schedule():
+    with pytest.raises(ConfigError, match=r"^pruning\.rounds=3 needs pruning\.sparsity, .*: set pruning\.rounds=1 to"):
+        UnstructuredPruning(sparsity=None, threshold=0.1, rounds=3)
+
+
+def test_tells_when_a_round_is_too_small_to_drop_anything():
+    with pytest.raises(PassError, match=r"raise pruning\.sparsity \(now 0\.1\) or lower pruning\.rounds \(now 9\)"):
+        UnstructuredPruning(sparsity=0.1, rounds=9)(two_layers(), Bench(2))
 
 
 def test_refuses_what_leaves_nothing_or_everything():
