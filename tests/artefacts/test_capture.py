@@ -66,6 +66,21 @@ def test_the_graph_computes_the_module_at_any_batch_size(module: nn.Module, tmp_
         np.testing.assert_allclose(_run(tmp_path / "model.onnx", input=rows.numpy()), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_zeros_have_one_sign_where_a_normalization_of_negative_scale_is_folded_in(
+    module: nn.Module, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        module.norm.weight.copy_(torch.tensor([-1.0, 1.0, -2.0, 2.0]))
+        module.stem.weight[:, 0] = 0
+    to_onnx(capture(module, SIGNATURE), SIGNATURE, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    weights = [onnx.numpy_helper.to_array(each) for each in graph.initializer if len(each.dims) == 4]
+    zeros = np.concatenate([weight[weight == 0] for weight in weights])
+    assert len(zeros) == module.stem.weight[:, 0].numel()
+    assert not np.signbit(zeros).any()
+
+
 def test_leaves_the_module_alone(module: nn.Module) -> None:
     module.train()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}

@@ -80,6 +80,18 @@ WRONG = [
         "distillation=soft_labels is for outputs that are classes, and those of task=regression are numbers",
     ),
     (
+        ("pruning=nm",),
+        "pruning=nm gains nothing on this target: only semi-structured kernels of an NVIDIA GPU (compute capability 8.0"
+        " or more) skip zeros in that pattern, and target.device=cpu has none; use pruning=unstructured for bytes or "
+        "pruning=structured for time, or set pruning.without_kernels=true to prune here what is to run there",
+    ),
+    (("pruning=nm", "pruning.n=4"), "pruning.n must be less than pruning.m=4, got 4 (pruning.n)"),
+    (("pruning=nm", "pruning.importance=filter"), "importance must be one of magnitude, taylor, random, got 'filter'"),
+    (
+        ("pruning=unstructured", "pruning.sparsity=null", "pruning.threshold=0.1", "pruning.rounds=2"),
+        "pruning.rounds=2 needs pruning.sparsity, which grows from round to round: set pruning.rounds=1 to prune by ",
+    ),
+    (
         ("data._target_=pathlib.Path", "task._target_=pathlib.Path"),
         "data._target_=pathlib.Path is no DataSource",
     ),
@@ -96,6 +108,10 @@ def test_says_what_is_wrong_in_one_line(typed: tuple[str, ...], told: str) -> No
 
 def test_a_margin_that_metrics_take_over_is_wrong_where_it_was_typed() -> None:
     assert problems("objective.max_drop=2") == ("max_drop must be a number in [0, 1), got 2 (objective.max_drop)",)
+
+
+def test_prunes_for_kernels_that_are_elsewhere_where_it_is_told_to() -> None:
+    assert problems("pruning=nm", "pruning.without_kernels=true") == ()
 
 
 UNTRAINED = ("model.training.epochs=0", "model.checkpoint=weights.safetensors")

@@ -296,6 +296,10 @@ class Pass(abc.ABC):
         """Whether it times models on the target, so that its result depends on the engine and the machine."""
         return False
 
+    def supports(self, target: Target) -> str | None:
+        """The reason why the technique gains nothing on the target, with what would gain; None if it can."""
+        return None
+
 
 class ModulePass(Pass):
     """Module in, module out (structured pruning)."""

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hasten.core.construct import STAGE_KEYS, arguments, construct, locate
 from hasten.core.errors import ConfigError
-from hasten.core.interfaces import DataSource, Engine, Target, Task
+from hasten.core.interfaces import DataSource, Engine, Pass, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe, nearest
 from hasten.core.sections import Callbacks, Metric, Split, Trainer, TrainingSettings
@@ -263,10 +263,12 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
         if not chosen[group]:
             continue
         try:  # its knobs may contradict one another, which only it can tell
-            construct(config[group], group)
+            technique = construct(config[group], group)
         except ConfigError as error:
             yield from error.problems
             continue
+        if isinstance(technique, Pass) and (reason := technique.supports(_target(recipe))):
+            yield f"{group}={recipe.option(group)} gains nothing on this target: {reason}"
         component = locate(config[group]["_target_"], group)
         for wanted in getattr(component, "requires", ()):
             if not any(chosen.get(name, False) for name in wanted.split("|")):
@@ -314,7 +316,7 @@ def _rows(recipe: Recipe, chosen: Mapping[str, bool]) -> Iterator[str]:
 
 
 def _engine(recipe: Recipe, quantized: bool) -> Iterator[str]:
-    target = Target(**{**recipe.section("target"), "engines": tuple(recipe.section("target")["engines"])})
+    target = _target(recipe)
     engine = construct(recipe.section("engine"), "engine")
     if not isinstance(engine, Engine):
         yield f"engine._target_={recipe.section('engine')['_target_']} is no Engine"
@@ -324,6 +326,11 @@ def _engine(recipe: Recipe, quantized: bool) -> Iterator[str]:
         yield f"threads must be at most target.threads={target.threads}, got {threads} (engine.threads)"
     elif reason := engine.supports(quantized, target):
         yield f"engine={recipe.option('engine')} can't run this recipe: {reason}"
+
+
+def _target(recipe: Recipe) -> Target:
+    node = recipe.section("target")
+    return Target(**{**node, "engines": tuple(node["engines"])})
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:

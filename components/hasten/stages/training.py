@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten.artefacts.module import rebuild
 from hasten.core.construct import arguments, construct
 from hasten.core.errors import ConfigError
-from hasten.core.files import digest, file_digest, write_json
+from hasten.core.files import digest, file_digest, read_json, write_json
 from hasten.core.interfaces import Augment, Distillation, Graph, Rows, Task
 from hasten.core.recipe import Recipe
 from hasten.core.sections import TrainingSettings
@@ -81,7 +82,7 @@ def timing_ingredients(
 
 @dataclass(frozen=True, kw_only=True)
 class StageBench:
-    """`core.interfaces.Bench` for one stage of one recipe; keeps the curves of what it trained.
+    """`core.interfaces.Bench` for one stage of one recipe; keeps the curves of what it trained, one after the other.
 
     Attributes:
         section: of the config, whose `training` node says how.
@@ -94,6 +95,7 @@ class StageBench:
     inputs: Mapping[str, Path]
     folder: Path
     tools: Tools
+    _trainings: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False, compare=False)
 
     @property
     def seed(self) -> int:
@@ -122,10 +124,11 @@ class StageBench:
         return self.trained(model, distil=True).model
 
     def trained(self, model: torch.nn.Module, *, distil: bool) -> Fitted:
-        """Trains a copy as the stage's `training` section says and writes its curves beside the artefact."""
+        """Trains a copy as the stage's `training` section says and adds its curves to those beside the artefact."""
         node = self.recipe.section("distillation")
         loss, outputs, teacher = None, None, None
         augment = augmentation(self.recipe)
+        number = next(self._trainings)
         if distil and declared(node):
             loss = construct(node, "distillation")
             assert isinstance(loss, Distillation)
@@ -143,7 +146,9 @@ class StageBench:
             teacher=teacher,
             seed=self.seed,
             threads=self.recipe.config["trainer"]["threads"],
-            folder=self.folder / "resume",
+            # Of its own, so that a pass that trains in rounds does not begin anew with the first when it was killed in
+            # the last.
+            folder=self.folder / (f"resume{number}" if number else "resume"),
             checkpoint_seconds=self.tools.checkpoint_seconds,
             progress=self.tools.progress,
             what=self.what,
@@ -151,8 +156,13 @@ class StageBench:
             loss=loss,
             teacher_outputs=outputs,
         )
-        write_json(self.folder / CURVES, fitted.curves)
+        self._add_curves(fitted.curves)
         return fitted
+
+    def _add_curves(self, curves: Mapping[str, Sequence[float]]) -> None:
+        file = self.folder / CURVES
+        earlier = read_json(file) if file.exists() else {}
+        write_json(file, {name: [*earlier.get(name, []), *values] for name, values in curves.items()})
 
 
 def augmentation(recipe: Recipe) -> tuple[Augment, ...]:
