@@ -19,7 +19,8 @@ def uniform(ranked: Sequence[Ranked], share: float, units: Mapping[str, int] | N
     Args:
         units: of which the share is meant, where groups have lost some already.
     """
-    return {each.group.name: each.group.nearest(share, units[each.group.name] if units else None) for each in ranked}
+    before = units or {}
+    return {each.group.name: each.group.nearest(share, before.get(each.group.name)) for each in ranked}
 
 
 def cheapest(ranked: Sequence[Ranked], cost: Callable[[Allocation], float], budget: float) -> dict[str, int] | None:
@@ -73,8 +74,7 @@ def knapsack(
     room = budget - sum(least)
     if room < -1e-9 * max(1.0, abs(budget)):
         return None
-    size = max(room, 0.0) / BINS or 1.0
-    bins = [np.ceil((each - low) / size - 1e-9).astype(int) for each, low in zip(costs, least, strict=True)]
+    bins = [_needs(each - low, room) for each, low in zip(costs, least, strict=True)]
     total = np.zeros(BINS + 1)
     choices: list[NDArray[np.intp]] = []
     for loss, need in zip(losses, bins, strict=True):
@@ -89,3 +89,10 @@ def knapsack(
         picked.append(int(choice[place]))
         place -= int(need[picked[-1]])
     return picked[::-1]
+
+
+def _needs(costs: NDArray[np.float64], room: float) -> NDArray[np.int64]:
+    """Bins of the room that costs take, rounded up; one more than there are where they don't fit."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        needs = np.where(costs > 0, np.ceil(costs / (max(room, 0.0) / BINS) - 1e-9), 0.0)
+    return np.minimum(needs, BINS + 1).astype(np.int64)

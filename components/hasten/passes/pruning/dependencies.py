@@ -28,7 +28,7 @@ _WIDTHS = ("all_head_size", "inner_dim")
 
 
 def find(model: nn.Module, example: Mapping[str, Tensor], round_to: int, *, heads: bool) -> list[Group]:
-    """The groups of channels, and of heads where they are wanted, in the order in which the model runs them.
+    """The groups of channels, and of heads where they are wanted.
 
     Args:
         round_to: of channels so many stay, or a multiple.
@@ -76,7 +76,44 @@ def _traced(model: nn.Module, example: Mapping[str, Tensor]) -> Any:
     inputs = tuple(example.values()) if len(example) == 1 else dict(example)
     # Known to the graph, so that what leads to them is seen to do so, and never cut by it.
     recurrent = {nn.GRU: LSTMPruner(), nn.RNN: LSTMPruner()}
-    return DependencyGraph().build_dependency(model, example_inputs=inputs, customized_pruners=recurrent)
+    with _in_one_piece(model):
+        return DependencyGraph().build_dependency(model, example_inputs=inputs, customized_pruners=recurrent)
+
+
+class _Piece(torch.autograd.Function):
+    """Outputs that were computed elsewhere, as one step of the trace."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, weight: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(output.clone() for output in outputs)
+
+
+@contextmanager
+def _in_one_piece(model: nn.Module) -> Iterator[None]:
+    """Recurrent layers as one step: torch-pruning loses its way in what autograd records of their gates and steps."""
+    layers = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+
+    def stand_in(module: nn.RNNBase) -> Any:
+        compute = module.forward
+
+        def run(given: Any, state: Any = None) -> Any:
+            with torch.no_grad():
+                outputs, final = compute(given, state)
+            if not isinstance(given, Tensor):
+                return outputs, final
+            states = final if isinstance(final, tuple) else (final,)
+            outputs, *states = _Piece.apply(given, module.weight_hh_l0, outputs, *states)
+            return outputs, tuple(states) if isinstance(final, tuple) else states[0]
+
+        return run
+
+    for module in layers:
+        module.forward = stand_in(module)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in layers:
+            del module.forward
 
 
 def _channels(graph: Any, group: Any, round_to: int) -> Group | None:

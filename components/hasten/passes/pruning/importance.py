@@ -70,12 +70,12 @@ def _judges(each: Slice, elements: Mapping[str, Tensor]) -> bool:
 
 def _along(values: Tensor, each: Slice) -> Tensor:
     """Sums over all axes but that of the slice; over its blocks one after another."""
-    values = values.double()
+    values = values.double().movedim(each.axis, 0)
     if each.blocks == 1:
-        return values.movedim(each.axis, 0).flatten(1).sum(1) if values.ndim > 1 else values
+        return values.reshape(len(values), -1).sum(1)
     # The blocks lie one after another on the other one of the first two axes.
-    parts = values.movedim(each.axis, 1).unflatten(0, (each.blocks, -1))  # (blocks, others, axis, ...)
-    return parts.movedim(2, 1).flatten(2).sum(2).flatten()
+    parts = values.reshape(len(values), each.blocks, -1).sum(2)
+    return parts.T.flatten()
 
 
 def _elements(model: nn.Module, importance: Importance, bench: Bench) -> dict[str, Tensor]:

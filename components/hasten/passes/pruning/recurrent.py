@@ -50,7 +50,8 @@ def _remove(model: nn.Module, part: Slice, gone: Tensor) -> None:
     module, old = model.get_submodule(layer), model.get_parameter(part.parameter)
     stays = torch.ones(old.shape[part.axis], dtype=torch.bool)
     stays[gone] = False
-    setattr(module, name, nn.Parameter(old.detach().compress(stays, part.axis), old.requires_grad))
+    shorter = old.detach().index_select(part.axis, stays.nonzero().flatten())
+    setattr(module, name, nn.Parameter(shorter, old.requires_grad))
 
 
 def _group(name: str, module: nn.RNNBase, readers: list[str], round_to: int) -> Group:

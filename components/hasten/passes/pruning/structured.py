@@ -83,22 +83,36 @@ class StructuredPruning(ModulePass):
         """
         example = {name: torch.from_numpy(values[:2]) for name, values in bench.train.inputs.items()}
         work = _Work(knobs=self, whole=model, example=example, bench=bench)
-        pruned, steps, notes = model, [], []
+        pruned = model
+        steps: list[Mapping[str, Any]] = []
+        notes: list[str] = []
         for number in range(1, self.rounds + 1):
             cut = work.round(pruned, number)
-            steps.append(cut.step)
             notes += cut.notes
-            pruned = bench.fit(cut.model)
-            estimate_statistics(pruned, bench.train.inputs)
+            if cut.step is not None:
+                steps.append(cut.step)
+                pruned = bench.fit(cut.model)
+                estimate_statistics(pruned, bench.train.inputs)
+        if not steps:
+            raise PassError(f"no layer has channels to remove: {self._why(work.widths)}")
         return Surgery(model=pruned, steps=tuple(steps), notes=tuple(dict.fromkeys(notes)))
+
+    def _why(self, widths: Sequence[int]) -> str:
+        if not widths:
+            return "all its convolutions and linear layers feed the output or share channels with what must stay whole"
+        (amount,) = (name for name in _AMOUNTS if getattr(self, name) is not None)
+        return (
+            f"with pruning.{amount}={getattr(self, amount):g} and pruning.round_to={self.round_to}, "
+            f"layers of {list(widths)} channels stay as they are"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Cut:
-    """What one round removed."""
+    """What one round removed; without a step where rounding left nothing to remove."""
 
     model: nn.Module
-    step: Mapping[str, Any]
+    step: Mapping[str, Any] | None
     notes: tuple[str, ...]
 
 
@@ -119,6 +133,11 @@ class _Work:
     units: Mapping[str, int] | None = None
     budget: float | None = None
 
+    @property
+    def widths(self) -> list[int]:
+        """Numbers of units that groups had before the first round."""
+        return sorted({*(self.units or {}).values()})
+
     def round(self, model: nn.Module, number: int) -> _Cut:
         knobs = self.knobs
         found = structure(model, self.example, round_to=knobs.round_to, heads=knobs.heads)
@@ -130,9 +149,9 @@ class _Work:
             notes.append(f"{', '.join(left)} stay whole: they have no batch normalization to judge them by.")
         kept, table = self._kept(model, ranked, number / knobs.rounds)
         removed = removal(ranked, kept)
-        if not removed and number == 1:
-            raise PassError(f"no layer has channels to remove: {self._why(ranked)}")
-        pruned = without(model, self.example, found.groups, removed) if removed else model
+        if not removed:
+            return _Cut(model=model, step=None, notes=tuple(notes))
+        pruned = without(model, self.example, found.groups, removed)
         check_outputs(model, pruned, self.example)
         step: dict[str, Any] = {
             "technique": "structured pruning",
@@ -211,16 +230,6 @@ class _Work:
             f"Pruned to a latency: predicted {met.predicted_ms:.3g} ms from the latency table, measured "
             f"{met.measured_ms:.3g} ms, asked for {self.budget * (1 - self.knobs.latency_cut):.3g} ms of "
             f"{self.budget:.3g} ms; with the same share kept in all layers: {curve}."
-        )
-
-    def _why(self, ranked: Sequence[Ranked]) -> str:
-        if not ranked:
-            return "all its convolutions and linear layers feed the output or share channels with what must stay whole"
-        (amount,) = (name for name in _AMOUNTS if getattr(self.knobs, name) is not None)
-        widths = sorted({each.group.num_units for each in ranked})
-        return (
-            f"with pruning.{amount}={getattr(self.knobs, amount):g} and pruning.round_to={self.knobs.round_to}, "
-            f"layers of {widths} channels stay as they are"
         )
 
 

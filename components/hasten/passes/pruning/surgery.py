@@ -22,7 +22,7 @@ _FAILURES = (RuntimeError, ValueError, IndexError, KeyError, TypeError, Attribut
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """The groups of a model.
+    """The groups of a model, in the order in which it declares their layers.
 
     Attributes:
         notes: what stays whole though units of its kind go elsewhere, one sentence each.
@@ -45,6 +45,8 @@ def structure(model: nn.Module, example: Mapping[str, Tensor], *, round_to: int,
     except _FAILURES as error:
         raise _not_followed(model, error) from error
     found += recurrent.find(probed, example, round_to)
+    place = {name: number for number, (name, _) in enumerate(probed.named_modules())}
+    found.sort(key=lambda group: place[group.name])
     groups, notes = [], []
     for group in found:
         # torch-pruning knows what channels do; that heads and hidden units are laid out as usual has to be tried.
@@ -69,9 +71,9 @@ def without(model: nn.Module, example: Mapping[str, Tensor], groups: Sequence[Gr
         if others:
             with dependencies.tracing(pruned):
                 dependencies.cut(pruned, example, by_name, others)
-        recurrent.cut(pruned, by_name, stacks)
     except _FAILURES as error:
         raise _not_followed(model, error) from error
+    recurrent.cut(pruned, by_name, stacks)
     return pruned
 
 
@@ -111,7 +113,7 @@ def _can_do_without(model: nn.Module, group: Group, example: Mapping[str, Tensor
         with torch.no_grad():
             before, wanted = forward(model, example), forward(silent, example)
             given = forward(without(model, example, [group], {group.name: unit}), example)
-    except (PassError, *_FAILURES):
+    except (PassError, RuntimeError, ValueError, IndexError):
         return False
     if given.shape != wanted.shape:
         return False
