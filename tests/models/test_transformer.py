@@ -112,14 +112,13 @@ def test_engines_agree_for_any_batch_and_length(engines, assert_engines_agree):
     assert_engines_agree(running, model, **empty)
 
 
-def test_pruning_takes_units_of_the_feedforward_layers(untrained):
+def test_pruning_takes_heads_and_units_of_the_feedforward_layers(untrained):
     rng = np.random.default_rng(0)
     bench = untrained(ids=rng.integers(0, WORDS, (8, LENGTH)), mask=np.ones((8, LENGTH), dtype=np.int64))
     surgery = StructuredPruning(sparsity=0.5, round_to=2)(small(), bench)
-    assert {name: len(units) for name, units in surgery.steps[0]["removed"].items()} == {
-        "layers.0.linear1": 6,
-        "layers.1.linear1": 6,
-    }
+    for layer in surgery.model.layers:
+        assert (layer.attention.query.out_features, layer.attention.out.in_features) == (4, 4)
+        assert (layer.linear1.out_features, layer.linear2.in_features) == (6, 6)
     assert surgery.model(**tokens(2)).shape == (2, 3)
 
 

@@ -1,12 +1,8 @@
-"""Removal of whole channels."""
+"""Removal of whole channels, attention heads and hidden units."""
 
 from __future__ import annotations
 
-import copy
-import math
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,150 +10,233 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor, nn
 
-from hasten.artefacts.module import forward, resized
-from hasten.core.errors import PassError
+from hasten.artefacts.module import resized
+from hasten.core.errors import ConfigError, PassError
 from hasten.core.interfaces import Bench, ModulePass, Surgery
+from hasten.passes.pruning.allocation import cheapest, uniform
+from hasten.passes.pruning.costs import Costs, costs
+from hasten.passes.pruning.groups import Allocation, Ranked, removal
+from hasten.passes.pruning.importance import Importance, rank
+from hasten.passes.pruning.latency_table import Meeting, Timer, meet
 from hasten.passes.pruning.statistics import estimate_statistics
+from hasten.passes.pruning.surgery import check_outputs, cut_channels, structure, without
 
-_WHOLE = (nn.MultiheadAttention, nn.LSTM, nn.Embedding)
-"""Modules whose width can't be changed a channel at a time."""
-_PRODUCTS = ("BmmBackward", "ScaledDotProduct")
-"""Products of activations: the channels of an attention's queries, keys and values are divided into heads."""
+Share = Annotated[float, Interval(ge=0, lt=1)]
+_AMOUNTS = ("sparsity", "flops_cut", "parameters_cut", "latency_cut")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredPruning(ModulePass):
-    """Removes the least important channels of every layer but the output layer, then fine-tunes.
+    """Removes the least important units of every layer but the output layer, then fine-tunes.
 
-    Layers that share channels, such as those that a residual addition joins, lose the same ones: the dependency graph
-    of Fang et al. 2023 (DepGraph). A channel's importance is the sum of the absolute values (`l1`) or squares (`l2`) of
-    the weights that belong to it, averaged over all layers that it runs through.
+    Units are channels of convolutions and linear layers, attention heads, and hidden units of recurrent layers. Layers
+    that share channels, such as those that a residual addition joins, lose the same ones: the dependency graph of Fang
+    et al. 2023 (DepGraph).
+
+    How much goes is told by one of `sparsity`, `flops_cut`, `parameters_cut` and `latency_cut`; the others are None. A
+    cut spreads over the layers as it loses the least importance (`Ranked.loss`) for what it saves.
 
     Attributes:
-        sparsity: share of the channels removed from each layer, in [0, 1), as nearly as `round_to` allows.
-        importance: `l1` or `l2`.
-        round_to: keep a multiple of this many channels, at least one; a layer that has no more stays as it is.
+        sparsity: share of the units removed, in [0, 1), as nearly as `round_to` allows.
+        scope: within which `sparsity` holds: of every `layer`, or `global`, over all of them.
+        flops_cut: share removed of the floating-point operations of a row, in [0, 1), or a little more.
+        parameters_cut: share removed of the parameters, in [0, 1), or a little more.
+        latency_cut: share removed of the latency on the target, measured in the recipe's engine, in [0, 1).
+        importance: of a unit, over all weights that go with it; see `importance.rank`.
+        round_to: keep a multiple of this many channels or hidden units, at least one; a layer that has no more stays as
+            it is. Heads are kept by the piece.
+        heads: whether attention heads are removed.
+        rounds: in how many rounds of removal and fine-tuning; each keeps the same share of what the last one left.
     """
 
     relieves: ClassVar[tuple[str, ...]] = ("compute", "memory", "capacity")
 
-    sparsity: Annotated[float, Interval(ge=0, lt=1)] = 0.5
-    importance: Literal["l1", "l2"] = "l2"
+    sparsity: Share | None = 0.5
+    scope: Literal["layer", "global"] = "layer"
+    flops_cut: Share | None = None
+    parameters_cut: Share | None = None
+    latency_cut: Share | None = None
+    importance: Importance = "l2"
     round_to: Annotated[int, Ge(1)] = 4
+    heads: bool = True
+    rounds: Annotated[int, Ge(1)] = 1
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in _AMOUNTS}
+        if sum(value is not None for value in given.values()) != 1:
+            told = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None) or "none of them"
+            raise ConfigError(
+                f"give one of {', '.join(f'pruning.{name}' for name in _AMOUNTS)} and set the others to null, "
+                f"got {told}"
+            )
+
+    @property
+    def measures(self) -> bool:
+        return self.latency_cut is not None
 
     def __call__(self, model: nn.Module, bench: Bench) -> Surgery:
         """Prunes and fine-tunes a copy and re-estimates its batch normalization on the training rows.
 
         Raises:
-            PassError: there is nothing to remove, or the model does not run without what was removed.
+            PassError: there is nothing to remove, the model does not run without what was removed, or what is asked for
+                can't be reached.
         """
-        pruned = copy.deepcopy(model)
         example = {name: torch.from_numpy(values[:2]) for name, values in bench.train.inputs.items()}
-        removed = self._remove_channels(pruned, example)
-        step = {"technique": "structured pruning", "removed": removed, "resized": resized(model, pruned)}
-        _check_outputs(model, pruned, example)
-        fitted = bench.fit(pruned)
-        estimate_statistics(fitted, bench.train.inputs)
-        return Surgery(model=fitted, steps=(step,))
+        work = _Work(knobs=self, whole=model, example=example, bench=bench)
+        pruned = model
+        steps: list[Mapping[str, Any]] = []
+        notes: list[str] = []
+        for number in range(1, self.rounds + 1):
+            cut = work.round(pruned, number)
+            notes += cut.notes
+            if cut.step is not None:
+                steps.append(cut.step)
+                pruned = bench.fit(cut.model)
+                estimate_statistics(pruned, bench.train.inputs)
+        if not steps:
+            raise PassError(f"no layer has channels to remove: {self._why(work.widths)}")
+        return Surgery(model=pruned, steps=tuple(steps), notes=tuple(dict.fromkeys(notes)))
 
-    def _remove_channels(self, model: nn.Module, example: Mapping[str, Tensor]) -> dict[str, list[int]]:
-        """Cuts channels out of the model itself; gives layer -> channels, of the layer that stands for its group."""
-        frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-        names = {module: name for name, module in model.named_modules()}
-        try:
-            with _quiet(), torch.enable_grad():
-                choices = self._cut(model.requires_grad_(True), example)
-        except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError) as error:
-            reason = str(error).partition("\n")[0]
-            raise PassError(
-                f"the channels of {type(model).__name__} can't be followed by torch-pruning: {reason}"
-            ) from error
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in frozen)
-        return {names[module]: channels for module, channels in choices.items()}
-
-    def _cut(self, model: nn.Module, example: Mapping[str, Tensor]) -> dict[nn.Module, list[int]]:
-        from torch_pruning import DependencyGraph
-        from torch_pruning.pruner.importance import GroupMagnitudeImportance
-
-        score = GroupMagnitudeImportance(p={"l1": 1, "l2": 2}[self.importance])
-        # As `forward` calls it: one input by its place, several by their names.
-        inputs = tuple(example.values()) if len(example) == 1 else dict(example)
-        graph = DependencyGraph().build_dependency(model, example_inputs=inputs)
-        groups = [group for group in graph.get_all_groups() if _is_prunable(graph, group)]
-        # All choices first: cutting one group changes the weights by which the next would be judged.
-        choices = [(group[0].dep, self._least_important(score(group), _num_blocks(group))) for group in groups]
-        choices = [(root, channels) for root, channels in choices if channels]
-        if not choices:
-            widths = sorted({group[0].dep.target.module.weight.shape[0] for group in groups})
-            raise PassError(f"no layer has channels to remove: {self._why(widths)}")
-        for root, channels in choices:
-            graph.get_pruning_group(root.target.module, root.handler, channels).prune()
-        return {root.target.module: channels for root, channels in choices}
-
-    def _least_important(self, scores: Tensor | None, num_blocks: int) -> list[int]:
-        """Channels to remove, the same places in each of the blocks that a grouped layer divides its channels into."""
-        if scores is None:
-            return []
-        by_place = scores.detach().view(num_blocks, -1).mean(0)
-        size = len(by_place)
-        multiple = self.round_to // math.gcd(self.round_to, num_blocks)
-        keep = max(multiple, round(size * (1 - self.sparsity) / multiple) * multiple)
-        places = torch.argsort(by_place, stable=True)[: max(0, size - keep)]
-        return sorted(block * size + int(place) for block in range(num_blocks) for place in places)
-
-    def _why(self, widths: list[int]) -> str:
+    def _why(self, widths: Sequence[int]) -> str:
         if not widths:
             return "all its convolutions and linear layers feed the output or share channels with what must stay whole"
+        (amount,) = (name for name in _AMOUNTS if getattr(self, name) is not None)
         return (
-            f"with pruning.sparsity={self.sparsity:g} and pruning.round_to={self.round_to}, "
-            f"layers of {widths} channels stay as they are"
+            f"with pruning.{amount}={getattr(self, amount):g} and pruning.round_to={self.round_to}, "
+            f"layers of {list(widths)} channels stay as they are"
         )
 
 
-def _is_prunable(graph: Any, group: Any) -> bool:
-    """Whether the group's channels are no outputs of the model, and run through nothing that has to stay whole."""
-    from torch_pruning.ops import _ConcatOp
+@dataclass(frozen=True, kw_only=True)
+class _Cut:
+    """What one round removed; without a step where rounding left nothing to remove."""
 
-    for dep, _ in group:
-        node = dep.target
-        if isinstance(node.module, _WHOLE) or any(name in str(node.name) for name in _PRODUCTS):
-            return False
-        if not node.outputs and graph.is_out_channel_pruning_fn(dep.handler):
-            return False
-        # torch-pruning 1.6 mixes up the parts of a concatenation whose pixels are flattened, or that a bare parameter
-        # of three dimensions leads to, which it takes for the position embedding of a transformer.
-        if isinstance(node.module, _ConcatOp) and (node.module.offsets is None or not node.enable_index_mapping):
-            return False
-    return True
+    model: nn.Module
+    step: Mapping[str, Any] | None
+    notes: tuple[str, ...]
 
 
-def _num_blocks(group: Any) -> int:
-    """Into how many blocks of equal size the group's channels are divided by grouped convolutions and norms."""
-    blocks = [1]
-    for dep, _ in group:
-        module = dep.target.module
-        if isinstance(module, nn.GroupNorm):
-            blocks.append(module.num_groups)
-        elif isinstance(module, nn.modules.conv._ConvNd) and module.groups != module.out_channels:
-            blocks.append(module.groups)
-    return math.lcm(*blocks)
+@dataclass(kw_only=True)
+class _Work:
+    """One application of the technique, round by round.
+
+    Attributes:
+        whole: the model before the first round.
+        units: group -> units that it had before the first round.
+        budget: what the whole model costs, by the measure that the cut is of.
+    """
+
+    knobs: StructuredPruning
+    whole: nn.Module
+    example: Mapping[str, Tensor]
+    bench: Bench
+    units: Mapping[str, int] | None = None
+    budget: float | None = None
+
+    @property
+    def widths(self) -> list[int]:
+        """Numbers of units that groups had before the first round."""
+        return sorted({*(self.units or {}).values()})
+
+    def round(self, model: nn.Module, number: int) -> _Cut:
+        knobs = self.knobs
+        found = structure(model, self.example, round_to=knobs.round_to, heads=knobs.heads)
+        ranked = rank(model, found.groups, knobs.importance, self.bench)
+        self.units = self.units or {each.group.name: each.group.num_units for each in ranked}
+        judged = {each.group.name for each in ranked}
+        notes = [*found.notes]
+        if left := [group.name for group in found.groups if group.name not in judged]:
+            notes.append(f"{', '.join(left)} stay whole: they have no batch normalization to judge them by.")
+        kept, table = self._kept(model, ranked, number / knobs.rounds)
+        removed = removal(ranked, kept)
+        if not removed:
+            return _Cut(model=model, step=None, notes=tuple(notes))
+        pruned = without(model, self.example, found.groups, removed)
+        check_outputs(model, pruned, self.example)
+        step: dict[str, Any] = {
+            "technique": "structured pruning",
+            "removed": cut_channels(found.groups, removed),
+            "resized": resized(model, pruned),
+        }
+        if table is not None:
+            step["latency_table"] = _as_data(table)
+            notes.append(self._told(table))
+        return _Cut(model=pruned, step=step, notes=tuple(notes))
+
+    def _kept(self, model: nn.Module, ranked: Sequence[Ranked], progress: float) -> tuple[Allocation, Meeting | None]:
+        """Widths of the groups after the share `progress` of all rounds, and how a latency was met."""
+        knobs = self.knobs
+        if knobs.sparsity is not None and knobs.scope == "layer":
+            return uniform(ranked, (1 - knobs.sparsity) ** progress, self.units), None
+        if not ranked:
+            return {}, None
+        if knobs.latency_cut is not None:
+            meeting = self._meet(model, ranked, (1 - knobs.latency_cut) ** progress)
+            return meeting.kept, meeting
+        measure, cut, cost = self._measure(model, ranked)
+        full = {each.group.name: each.group.num_units for each in ranked}
+        self.budget = self.budget or cost(full)
+        kept = cheapest(ranked, cost, self.budget * (1 - cut) ** progress)
+        if kept is None:
+            least = cost({each.group.name: each.group.widths[0] for each in ranked}) / self.budget
+            raise PassError(
+                f"pruning.{measure}={cut:g} can't be reached: the narrowest widths cut {1 - least:.3g}; lower it, or "
+                f"pruning.round_to"
+            )
+        return kept, None
+
+    def _measure(self, model: nn.Module, ranked: Sequence[Ranked]) -> tuple[str, float, Callable[[Allocation], float]]:
+        """The knob that is set, its value, and what it is a share of."""
+        knobs = self.knobs
+        if knobs.sparsity is not None:
+            return "sparsity", knobs.sparsity, lambda kept: float(sum(kept.values()))
+        counted = self._costs(model, ranked)
+        if knobs.flops_cut is not None:
+            return "flops_cut", knobs.flops_cut, counted.flops
+        assert knobs.parameters_cut is not None
+        return "parameters_cut", knobs.parameters_cut, counted.parameters
+
+    def _costs(self, model: nn.Module, ranked: Sequence[Ranked]) -> Costs:
+        return costs(model, [each.group for each in ranked], self.example)
+
+    def _meet(self, model: nn.Module, ranked: Sequence[Ranked], share: float) -> Meeting:
+        if self.budget is None:
+            (self.budget,) = self.bench.latencies_ms([self.whole])
+        meeting = meet(ranked, self.budget * share, self._timer(model, ranked), self._costs(model, ranked).shape)
+        if meeting.measured_ms >= self.budget:
+            raise PassError(
+                f"pruning.latency_cut={self.knobs.latency_cut:g} makes the model no faster: {meeting.measured_ms:.3g} "
+                f"ms instead of {self.budget:.3g} ms on the target"
+            )
+        return meeting
+
+    def _timer(self, model: nn.Module, ranked: Sequence[Ranked]) -> Timer:
+        groups = [each.group for each in ranked]
+
+        def timer(allocations: Sequence[Allocation]) -> list[float]:
+            pruned = [without(model, self.example, groups, removal(ranked, kept)) for kept in allocations]
+            # The whole model takes part every time, so that sessions on a busy and a quiet machine can be compared.
+            whole_ms, *latencies = self.bench.latencies_ms([self.whole, *pruned])
+            assert self.budget is not None
+            return [latency * self.budget / whole_ms for latency in latencies]
+
+        return timer
+
+    def _told(self, met: Meeting) -> str:
+        assert self.budget is not None
+        assert self.knobs.latency_cut is not None
+        curve = ", ".join(f"{share:.3g} of the units {latency:.3g} ms" for share, latency in met.curve.items())
+        return (
+            f"Pruned to a latency: predicted {met.predicted_ms:.3g} ms from the latency table, measured "
+            f"{met.measured_ms:.3g} ms, asked for {self.budget * (1 - self.knobs.latency_cut):.3g} ms of "
+            f"{self.budget:.3g} ms; with the same share kept in all layers: {curve}."
+        )
 
 
-def _check_outputs(model: nn.Module, pruned: nn.Module, example: Mapping[str, Tensor]) -> None:
-    try:
-        with torch.no_grad():
-            given, wanted = (forward(side.eval(), example).shape for side in (pruned, copy.deepcopy(model)))
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise PassError(f"{type(model).__name__} does not run with fewer channels: {reason}") from error
-    if given != wanted:
-        raise PassError(f"{type(model).__name__} gives {tuple(given)} with fewer channels instead of {tuple(wanted)}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*Unwrapped parameters detected.*")
-        warnings.filterwarnings("ignore", message=r".*Unknown operation .* encountered.*")
-        yield
+def _as_data(met: Meeting) -> dict[str, Any]:
+    return {
+        "predicted_ms": met.predicted_ms,
+        "measured_ms": met.measured_ms,
+        "uniform_ms": {f"{share:g}": latency for share, latency in met.curve.items()},
+        "tables": [table.to_dict() for table in met.tables],
+    }

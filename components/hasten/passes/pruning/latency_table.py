@@ -1,0 +1,263 @@
+"""What the width of each group changes the measured latency by, and the widths that meet a latency.
+
+Engines run a narrower layer sometimes no faster, or slower: vector units, tiles and fused kernels want certain
+multiples. So nothing is predicted from FLOPs: networks with the widths in question are timed on the target.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hasten.core.errors import PassError
+from hasten.passes.pruning.allocation import knapsack, uniform
+from hasten.passes.pruning.groups import Allocation, Group, Ranked
+
+log = logging.getLogger(__name__)
+
+Timer = Callable[[Sequence[Allocation]], Sequence[float]]
+"""Milliseconds of networks of such widths, measured together; comparable from call to call."""
+Alike = Callable[[Group, Allocation], object]
+"""Equal for groups whose width changes the latency of a network equally."""
+
+SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+"""Of the units that every group keeps, at which the network is timed first."""
+WIDTHS = 7
+"""Widths of a group that are timed, at most, the ends and the present one among them."""
+CENTRES = 2
+"""Points round which a table is measured, at most ..."""
+AIMS = 3
+"""... and choices from each, at most."""
+CLOSE = 0.05
+"""Difference of prediction and measurement, relative to the latter, at which the table is believed."""
+ABOVE = 0.02
+"""Share of the target by which a measured latency may be above it: what a brief measurement can't tell apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Groups that are alike, and what their width does to the latency.
+
+    Attributes:
+        groups: their names.
+        widths: that were timed, ascending.
+        measured_ms: difference of the latency to that of the centre where one of the groups has this width.
+        ms: the same, made to rise with the width: what goes down by itself is noise, or a width to keep away from.
+    """
+
+    groups: tuple[str, ...]
+    widths: tuple[int, ...]
+    measured_ms: tuple[float, ...]
+    ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Differences of the latency round one point.
+
+    Attributes:
+        centre: widths of all groups from which single ones were changed.
+        centre_ms: its latency.
+    """
+
+    centre: Allocation
+    centre_ms: float
+    rows: tuple[Row, ...]
+
+    def predicted_ms(self, kept: Allocation) -> float:
+        """The latency of widths that are in the table."""
+        return self.centre_ms + sum(row.ms[row.widths.index(kept[name])] for row in self.rows for name in row.groups)
+
+    def choose(self, ranked: Sequence[Ranked], target_ms: float) -> dict[str, int] | None:
+        """The widths of least loss whose predicted latency is no more than the target; None where there are none.
+
+        A width that is no faster than a wider one is never chosen, for it loses more.
+        """
+        rows = {name: row for row in self.rows for name in row.groups}
+        losses = [np.array([each.loss(width) for width in rows[each.group.name].widths]) for each in ranked]
+        # Backwards, so that the wider one of two equally good options comes first.
+        options = knapsack(
+            [loss[::-1] for loss in losses],
+            [np.array(rows[each.group.name].ms[::-1]) for each in ranked],
+            target_ms - self.centre_ms,
+        )
+        if options is None:
+            return None
+        return {
+            each.group.name: rows[each.group.name].widths[::-1][option]
+            for each, option in zip(ranked, options, strict=True)
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        rows = [
+            {"groups": [*row.groups], "widths": [*row.widths], "measured_ms": [*row.measured_ms], "ms": [*row.ms]}
+            for row in self.rows
+        ]
+        return {"centre": dict(self.centre), "centre_ms": self.centre_ms, "rows": rows}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """Widths that meet a latency.
+
+    Attributes:
+        predicted_ms: by the last table.
+        measured_ms: of the network with these widths.
+        curve: share of the units that all groups keep -> milliseconds, as measured and made to rise.
+        tables: in the order in which they were measured.
+    """
+
+    kept: Allocation
+    predicted_ms: float
+    measured_ms: float
+    curve: Mapping[float, float]
+    tables: tuple[Table, ...]
+
+    @property
+    def miss(self) -> float:
+        """Difference of prediction and measurement, relative to the latter."""
+        return abs(self.predicted_ms - self.measured_ms) / self.measured_ms
+
+
+def meet(ranked: Sequence[Ranked], target_ms: float, timer: Timer, alike: Alike) -> Meeting:
+    """Widths of least loss that meet the latency: a uniform point near it, a table round it, and a choice from that.
+
+    What was chosen is timed. Where it is above the target, or far from its prediction, the table is measured again
+    round it, because what a width is worth depends on those of its neighbours.
+
+    Raises:
+        PassError: the narrowest widths don't meet the latency.
+    """
+    curve = _uniform_curve(ranked, timer)
+    centre: Allocation = _uniform_point(ranked, curve, target_ms)
+    tables: list[Table] = []
+    tried: list[Meeting] = []
+    for _ in range(CENTRES):
+        tables.append(_measured(ranked, centre, timer, alike))
+        aim_ms = target_ms
+        for _ in range(AIMS):
+            chosen = tables[-1].choose(ranked, aim_ms)
+            if chosen is None:
+                break
+            (measured,) = timer([chosen])
+            predicted = tables[-1].predicted_ms(chosen)
+            log.info("predicted %.4g ms from the latency table, measured %.4g ms", predicted, measured)
+            tried.append(
+                Meeting(kept=chosen, predicted_ms=predicted, measured_ms=measured, curve=curve, tables=tuple(tables))
+            )
+            if measured <= target_ms * (1 + ABOVE):
+                break
+            aim_ms *= target_ms / measured
+        if not tried or (tried[-1].measured_ms <= target_ms * (1 + ABOVE) and tried[-1].miss <= CLOSE):
+            break
+        centre = tried[-1].kept
+    if not tried:
+        raise _too_slow(target_ms, min(_narrowest_ms(table) for table in tables))
+    met = [each for each in tried if each.measured_ms <= target_ms * (1 + ABOVE)]
+    if not met:
+        return min(tried, key=lambda each: each.measured_ms)
+    believed = [each for each in met if each.miss <= CLOSE]
+    return min(believed or met, key=lambda each: _loss(ranked, each.kept) if believed else each.miss)
+
+
+def rising(values: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
+    """The nearest values, in least squares, that never go down (isotonic regression)."""
+    from sklearn.isotonic import IsotonicRegression
+
+    fitted = IsotonicRegression().fit_transform(np.arange(len(values)), np.asarray(values), sample_weight=weights)
+    return [float(value) for value in fitted]
+
+
+def timed_widths(group: Group, centre: int) -> tuple[int, ...]:
+    """At most `WIDTHS` of the group's widths: the ends, the present one, and others, closer together near it."""
+    widths = group.widths
+    if len(widths) <= WIDTHS:
+        return widths
+    below = widths.index(centre)
+    above = len(widths) - 1 - below
+    num_above = min(2, above)
+    num_below = min(WIDTHS - 1 - num_above, below)
+    num_above = min(WIDTHS - 1 - num_below, above)
+    places = {below - distance for distance in _distances(below, num_below)}
+    places |= {below + distance for distance in _distances(above, num_above)}
+    return tuple(widths[place] for place in sorted(places))
+
+
+def _distances(farthest: int, number: int) -> list[int]:
+    """Zero and so many distances up to the farthest, growing as squares, each at least one more than the last."""
+    found = [0]
+    for step in range(1, number + 1):
+        found.append(max(found[-1] + 1, round(farthest * (step / number) ** 2)))
+    return found
+
+
+def _uniform_curve(ranked: Sequence[Ranked], timer: Timer) -> dict[float, float]:
+    shares = sorted((1.0, *SHARES, 0.0))
+    return dict(zip(shares, rising(timer([uniform(ranked, share) for share in shares])), strict=True))
+
+
+def _uniform_point(ranked: Sequence[Ranked], curve: Mapping[float, float], target_ms: float) -> dict[str, int]:
+    """The widest uniform widths whose latency, between the timed ones, is no more than the target."""
+    shares, latencies = [*curve], [*curve.values()]
+    if latencies[0] > target_ms * (1 + ABOVE):
+        raise _too_slow(target_ms, latencies[0])
+    over = next((place for place, latency in enumerate(latencies) if latency > target_ms), len(shares))
+    if over in (0, len(shares)):
+        return uniform(ranked, shares[min(over, len(shares) - 1)])
+    low, high = latencies[over - 1], latencies[over]
+    between = (target_ms - low) / (high - low)
+    return uniform(ranked, shares[over - 1] + between * (shares[over] - shares[over - 1]))
+
+
+def _measured(ranked: Sequence[Ranked], centre: Allocation, timer: Timer, alike: Alike) -> Table:
+    """Times, for each kind of group, networks in which all groups of this kind have another width.
+
+    All at once, because the difference of one of many is below what can be measured.
+    """
+    kinds: dict[object, list[Ranked]] = {}
+    for each in ranked:
+        kinds.setdefault((each.group.widths, alike(each.group, centre)), []).append(each)
+    plans: list[tuple[list[Ranked], int]] = []
+    for members in kinds.values():
+        group = members[0].group
+        present = centre[group.name]
+        plans += [(members, width) for width in timed_widths(group, present) if width != present]
+    changed = [{**centre, **{each.group.name: width for each in members}} for members, width in plans]
+    centre_ms, *latencies = timer([centre, *changed])
+    rows = []
+    for members in kinds.values():
+        own = {width: ms for (others, width), ms in zip(plans, latencies, strict=True) if others is members}
+        rows.append(_row(members, {centre[members[0].group.name]: centre_ms, **own}, centre_ms))
+    return Table(centre=dict(centre), centre_ms=centre_ms, rows=tuple(rows))
+
+
+def _row(members: Sequence[Ranked], latencies: Mapping[int, float], centre_ms: float) -> Row:
+    widths = tuple(sorted(latencies))
+    measured = [(latencies[width] - centre_ms) / len(members) for width in widths]
+    smooth = rising(measured)
+    return Row(
+        groups=tuple(each.group.name for each in members),
+        widths=widths,
+        measured_ms=tuple(measured),
+        ms=tuple(smooth),
+    )
+
+
+def _narrowest_ms(table: Table) -> float:
+    return table.centre_ms + sum(row.ms[0] * len(row.groups) for row in table.rows)
+
+
+def _loss(ranked: Sequence[Ranked], kept: Allocation) -> float:
+    return sum(each.loss(kept[each.group.name]) for each in ranked)
+
+
+def _too_slow(target_ms: float, reached_ms: float) -> PassError:
+    return PassError(
+        f"{target_ms:.3g} ms can't be met by pruning: the narrowest widths take {reached_ms:.3g} ms on the target; "
+        f"lower pruning.latency_cut, or pruning.round_to"
+    )
