@@ -187,7 +187,7 @@ class Composer:
         return Recipe(overrides=final, config={str(key): value for key, value in values.items()})
 
     def strategies(self) -> tuple[Strategy, ...]:
-        """The strategies that the user named, or every one on the config search path.
+        """The strategies that the user named, or every one on the config search path that is meant for all.
 
         Raises:
             ConfigError: a strategy does not say what it needs to, or edits what there is not.
@@ -204,6 +204,8 @@ class Composer:
             )
             raise ConfigError(*missing)
         strategies = tuple(_strategy(str(name), node) for name, node in sorted(nodes.items()))
+        if not named:
+            strategies = tuple(strategy for strategy in strategies if strategy.by_default)
         self._check_attempts(strategies)
         return strategies
 
@@ -254,10 +256,18 @@ def _strategy(name: str, node: Any) -> Strategy:
             search=node["search"],
             cost=float(node["cost"]),
             outputs=node.get("outputs"),
+            by_default=_flag(node, "by_default", default=True),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         wanted = "addresses, attempts, search and cost"
         raise ConfigError(f"strategy/{name}.yaml must spell {wanted}: {type(error).__name__}: {error}") from error
+
+
+def _flag(node: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = node.get(name, default)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be true or false, got {value!r}")
+    return value
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterable[str]:

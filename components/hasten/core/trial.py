@@ -186,6 +186,7 @@ class Strategy:
             None.
         cost: expected seconds of one attempt where nothing has been measured yet.
         outputs: what the task's outputs have to be (`Task.outputs`) for the move to make sense; None for any.
+        by_default: False for a move that is made only where the user names it (`strategy=[engine,joint]`).
     """
 
     name: str
@@ -195,6 +196,7 @@ class Strategy:
     search: Mapping[str, Any] | None
     cost: float
     outputs: str | None = None
+    by_default: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
