@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hasten.core.errors import ConfigError
 from hasten.core.files import digest
 from hasten.core.groups import GROUPS
+from hasten.core.search import Edit, covering
 from hasten.core.trial import Strategy
 
 UNTOUCHED = ("student=same", "distillation=none", "pruning=none", "quantization=none", "engine=eager")
@@ -210,21 +211,19 @@ class Composer:
         return strategies
 
     def _check_attempts(self, strategies: Sequence[Strategy]) -> None:
-        """Every attempt has to compose: as it is, or at least where all the others' options were chosen before it.
+        """Every edit has to compose: as it is, or at least where all the others' options were chosen before it.
 
         The loop asks for most of them as they are, so that composing them costs nothing more.
         """
-        attempts = [attempt for strategy in strategies for attempt in strategy.attempts]
-        choices = [text for attempt in attempts for text in attempt if text.partition("=")[0] in GROUPS]
-        for strategy in strategies:
-            searched = [f"{strategy.search['key']}={strategy.search['low']}"] if strategy.search else []
-            for attempt in strategy.attempts:
-                if self._composes([*attempt, *searched]):
-                    continue
-                try:
-                    self.compose([*choices, *attempt, *searched])
-                except ConfigError as error:
-                    raise ConfigError(f"strategies.{strategy.name}: {error}") from error
+        edits = [(strategy, edit) for strategy in strategies for edit in _covering(strategy)]
+        choices = [text for _, edit in edits for text in edit if text.partition("=")[0] in GROUPS]
+        for strategy, edit in edits:
+            if self._composes(edit):
+                continue
+            try:
+                self.compose([*choices, *edit])
+            except ConfigError as error:
+                raise ConfigError(f"strategies.{strategy.name}: {error}") from error
 
     def _composes(self, overrides: Sequence[str]) -> bool:
         try:
@@ -261,6 +260,13 @@ def _strategy(name: str, node: Any) -> Strategy:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         wanted = "addresses, attempts, search and cost"
         raise ConfigError(f"strategy/{name}.yaml must spell {wanted}: {type(error).__name__}: {error}") from error
+
+
+def _covering(strategy: Strategy) -> Sequence[Edit]:
+    try:
+        return covering(strategy)
+    except ConfigError as error:
+        raise ConfigError(*(f"strategies.{strategy.name}.{problem}" for problem in error.problems)) from error
 
 
 def _flag(node: Mapping[str, Any], name: str, *, default: bool) -> bool:

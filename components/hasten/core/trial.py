@@ -182,8 +182,9 @@ class Strategy:
     Attributes:
         addresses: bottleneck -> factor by which the move is expected to shorten the time (or bytes) of that class.
         attempts: alternatives; each is a list of overrides that edit the parent recipe.
-        search: `{key, low, high, tolerance}` of a parameter whose largest admissible value is searched by bisection; or
-            None.
+        search: `{key, low, high, tolerance}` of a parameter whose largest admissible value is searched by bisection;
+            `{halving: {space, rungs, keep}}` of choices that are searched together, cheaply first
+            (`core.search.Halving`); or None.
         cost: expected seconds of one attempt where nothing has been measured yet.
         outputs: what the task's outputs have to be (`Task.outputs`) for the move to make sense; None for any.
         by_default: False for a move that is made only where the user names it (`strategy=[engine,joint]`).
