@@ -175,6 +175,10 @@ REST = "search: null\ncost: 1\n"
         (f"addresses: {{compute: 2}}\nattempts: []\n{REST}", "needs the first line: # @package strategies.mine"),
         (f"# @package strategies.mine\naddresses: {{compute: 2}}\n{REST}", "must spell addresses, attempts"),
         (
+            f"# @package strategies.mine\naddresses: {{compute: 2}}\nattempts: []\nby_default: never\n{REST}",
+            "by_default must be true or false, got 'never'",
+        ),
+        (
             f"# @package strategies.mine\naddresses: {{compute: 2}}\nattempts: [[pruning.sparsitty=0.3]]\n{REST}",
             "strategies.mine: pruning.sparsitty is no key of the config, did you mean 'pruning.sparsity'?",
         ),

@@ -8,6 +8,7 @@ import functools
 import inspect
 import pickle
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from hasten.core.interfaces import (
     Columns,
     DataSource,
     Distillation,
+    Edit,
     Engine,
     Graph,
     GraphPass,
@@ -40,6 +42,7 @@ from hasten.core.interfaces import (
 )
 from hasten.core.preflight import check
 from hasten.core.recipe import Composer, Recipe, normalise
+from hasten.core.search import covering
 from hasten.core.trial import BOTTLENECKS, Strategy
 from hasten.planning.bottleneck import check as check_strategies
 from hasten.tasks.classification import Classification
@@ -378,15 +381,16 @@ def test_a_strategy_addresses_bottlenecks_that_there_are(option: str) -> None:
 @pytest.mark.parametrize("option", options("strategy"))
 def test_what_a_strategy_tries_composes_and_makes_sense_somewhere(option: str) -> None:
     composer, strategy = Composer.of(["target.threads=8"]), declared(option)
-    assert strategy.attempts
-    ends = ("low", "high") if strategy.search else ()
-    for attempt in strategy.attempts:
-        assert len(normalise(attempt)) == len(attempt), "it overrides itself"
-        for searched in [(f"{strategy.search['key']}={strategy.search[end]}",) for end in ends] or [()]:  # type: ignore[index]
-            assert admissible(composer, [*attempt, *searched]), attempt
+    edits = covering(strategy)
+    if strategy.search and "high" in strategy.search:
+        edits += covering(replace(strategy, search={**strategy.search, "low": strategy.search["high"]}))
+    assert edits
+    for edit in edits:
+        assert len(normalise(edit)) == len(edit), "it overrides itself"
+        assert admissible(composer, edit), edit
 
 
-def admissible(composer: Composer, edit: list[str]) -> bool:
+def admissible(composer: Composer, edit: Edit) -> bool:
     """Whether the edit passes the preflight on the engine of some recipe."""
     for engine in options("engine"):
         try:

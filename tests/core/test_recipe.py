@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -136,10 +137,13 @@ def test_what_an_experiment_leaves_to_the_user_has_to_be_given() -> None:
 
 
 @pytest.mark.usefixtures("hydra")
-def test_every_strategy_of_the_folder_is_there_unless_some_are_named() -> None:
-    names = [strategy.name for strategy in Composer.of([]).strategies()]
-    assert names == sorted(file.stem for file in (conf_folder() / "strategy").glob("*.yaml"))
-    assert len(names) > 1
+def test_every_strategy_that_is_meant_for_all_is_there_unless_some_are_named() -> None:
+    files = sorted((conf_folder() / "strategy").glob("*.yaml"))
+    for_all = [file.stem for file in files if yaml.safe_load(file.read_text()).get("by_default", True)]
+    assert [strategy.name for strategy in Composer.of([]).strategies()] == for_all
+    assert len(for_all) > 1
+    everything = [file.stem for file in files]
+    assert [each.name for each in Composer.of([f"strategy=[{','.join(everything)}]"]).strategies()] == everything
     assert [strategy.name for strategy in Composer.of(["strategy=[engine]"]).strategies()] == ["engine"]
     assert Composer.of(["strategy=[]"]).strategies() == ()
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hasten.core.trial import Certificate, Drop, Quality
+from hasten.core.trial import Certificate, Drop, Interval, Quality, Result, Trial
 
 DROP = Drop(value=0.012, bound=0.03, confidence=0.95, rows=400)
 QUALITY = Quality(value=0.984, drop=DROP, max_drop=0.03, higher_is_better=True)
@@ -59,3 +59,61 @@ def test_where_nothing_can_judge_nothing_is_held_and_no_figure_is_known() -> Non
         "bound",
         "confidence",
     }
+
+
+ONE = Interval(value=1.0, low=1.0, high=1.0)
+
+
+def made(number: int, parent: int | None, gain: float | None, *, accepted: bool = True) -> Trial:
+    return Trial(
+        number=number,
+        parent=parent,
+        overrides=(),
+        edit=(),
+        strategy="",
+        bottleneck="",
+        verdict="accepted" if accepted else "rejected",
+        reason="",
+        measured_gain=gain,
+    )
+
+
+def ended(*trials: Trial, best: int) -> Result:
+    return Result(
+        experiment="made up",
+        baseline=trials[0],
+        best=trials[best],
+        trials=trials,
+        speedup={"eager": ONE},
+        size_ratio=1.0,
+        certificate=Certificate.unchecked(""),
+        front=(),
+        stopped="",
+        binding=None,
+        engine_reference="eager",
+        seconds=0.0,
+        spent=0.0,
+        machine={},
+        model_folder="",
+        tracking_command=None,
+    )
+
+
+def test_the_shares_of_the_steps_multiply_to_the_whole_gain() -> None:
+    result = ended(
+        made(0, None, None),
+        made(1, 0, 2.0),  # an engine
+        made(2, 0, 1.5),  # another one in its place: 2.0 * 1.5 against the recipe that both edit
+        made(3, 2, 0.9, accepted=False),
+        made(4, 2, 1.2),
+        made(5, 4, 1.1, accepted=False),
+        best=4,
+    )
+    assert [trial.number for trial in result.lineage] == [0, 2, 4]
+    assert [(step.number, gain) for step, gain in result.shares] == [(2, 3.0), (4, 1.2)]
+
+
+def test_a_single_recipe_gave_it_all_whatever_the_verdict() -> None:
+    result = ended(made(0, None, None), made(1, 0, 0.8, accepted=False), best=1)
+    assert [(step.number, gain) for step, gain in result.shares] == [(1, 0.8)]
+    assert ended(made(0, None, None), best=0).shares == ()

@@ -29,6 +29,7 @@ ROOFS = {
     "l3_gbs": 48.0,
     "dram_gbs": 17.0,
 }
+NOTE = "the first and the last layer <stay> float"
 QUALITY = 0.9844
 LATENCY_MS = 3.12
 ENGINE = "engine=onnxruntime"
@@ -218,6 +219,7 @@ def make_trial(number: int) -> Trial:
             flops=round(70_000_000 * latency_ms / LATENCY_MS),
             num_parameters=size_bytes // 4,
             integer_share=1.0 if "quantization=static" in overrides else None,
+            notes=(NOTE,) if "quantization=static" in overrides else (),
         )
     return Trial(
         number=number,

@@ -68,6 +68,8 @@ def test_follows_the_steps_that_led_to_the_model_and_no_others(result: Result) -
     assert re.findall(r"^\| (\d+) \|", told, flags=re.MULTILINE) == ["1", "3", "6", "7", "8"]
     assert "3.33x faster than trial 7 [3.20, 3.47]" in told
     assert "11 changes tried: 4 accepted, 6 rejected, 1 failed." in told
+    assert "| 7 | engine | `engine=openvino` | 1.83x | 1.83x faster than trial 3 [1.77, 1.90] |" in told
+    assert told.strip().endswith("- the first and the last layer &lt;stay> float")
     untouched = replace(result, best=result.baseline)
     assert "Nothing: it is the model as it was given" in section(card(untouched, FACTS), "What was done to it")
 

@@ -90,6 +90,13 @@ def test_gives_every_trial_with_its_reason_and_command(page: Page, result: Resul
     assert missing == []
 
 
+def test_tells_what_each_step_gave_and_how_it_was_done(page: Page, text: str, result: Result) -> None:
+    assert "What each step gave" in page.text
+    assert "7 engine=openvino 1.83x 247 µs 352 kB 98.0 % 8 student=resnet distillation=soft_labels 3.33x" in page.text
+    assert "the first and the last layer &lt;stay&gt; float" in text
+    assert "What each step gave" not in Page(report(replace(result, best=result.baseline))).text
+
+
 def test_states_ratios_certificate_machine_and_limits(page: Page, result: Result) -> None:
     for claim in (
         "digits runs 42.1 times as fast as in eager PyTorch",

@@ -31,6 +31,10 @@ def test_holds_the_whole_result(result: Result) -> None:
     assert found["baseline"]["number"] == 0
     assert found["best"]["number"] == 8
     assert [trial["number"] for trial in found["trials"]] == list(range(12))
+    assert [(share["trial"], share["tried"]) for share in found["shares"]][:2] == [
+        (1, "engine=onnxruntime"),
+        (3, "pruning.sparsity=0.5"),
+    ]
 
 
 def test_a_trial_says_what_was_tried_why_and_what_came_of_it(result: Result) -> None:

@@ -100,6 +100,26 @@ def test_the_summary_states_ratios_bound_and_certificate(result: Result, width: 
         assert claim in flat
 
 
+def test_every_trial_says_how_it_was_done(result: Result) -> None:
+    lines = [line.strip() for line in table_of(show_trials(result, 120))]
+    noted = [trial for trial in result.trials if trial.evaluation is not None and trial.evaluation.notes]
+    assert lines.count("note: the first and the last layer <stay> float") == len(noted) > 1
+
+
+def test_the_summary_tells_what_each_step_gave_where_there_was_more_than_one(result: Result) -> None:
+    console, file = make_console(160)
+    Screen(console).summary(result)
+    flat = " ".join(file.getvalue().replace("│", " ").split())
+    # 3.12 / 1.31, 1.31 / 0.452, 0.452 / 0.247, 0.247 / 0.0741
+    assert (
+        "step by step engine=onnxruntime 2.38x, then pruning.sparsity=0.5 2.90x, then engine=openvino 1.83x, then "
+        "student=resnet distillation=soft_labels 3.33x" in flat
+    )
+    console, file = make_console(160)
+    Screen(console).summary(replace(result, best=result.trials[1]))
+    assert "step by step" not in file.getvalue()
+
+
 def test_square_brackets_are_no_markup(result: Result) -> None:
     odd = replace(result.trials[1], reason="strategy=[bold] was refused [/red]")
     console, file = make_console(120)

@@ -72,3 +72,14 @@ def test_what_nothing_judged_has_no_quality_and_no_figure_that_is_no_number(
     assert not [name for name in shown if name.startswith("test_")]
     assert all(math.isfinite(figure) for figure in shown.values())
     assert record.result_name("digits", ended) == "digits: 1.8x, not certified"
+
+
+def test_descriptions_say_how_it_was_done_and_what_each_step_gave(trials: Sequence[Trial], result: Result) -> None:
+    assert result.best.evaluation is not None
+    noted = replace(result.best, evaluation=replace(result.best.evaluation, notes=("layer 1 stays float",)))
+    assert "\n- layer 1 stays float\n" in record.trial_note(noted) + "\n"
+    told = record.result_note(replace(result, best=noted))
+    assert "\n- layer 1 stays float\n" in told
+    for step, gain in result.shares:
+        assert f"\n- {gain:.2f} times by `{' '.join(step.edit)}` (trial {step.number})\n" in told
+    assert result.shares

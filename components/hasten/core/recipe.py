@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hasten.core.errors import ConfigError
 from hasten.core.files import digest
 from hasten.core.groups import GROUPS
+from hasten.core.search import Edit, covering
 from hasten.core.trial import Strategy
 
 UNTOUCHED = ("student=same", "distillation=none", "pruning=none", "quantization=none", "engine=eager")
@@ -199,7 +200,7 @@ class Composer:
                 yield from (key for key in _missing(raw) if OmegaConf.select(config, key, default=None) is None)
 
     def strategies(self) -> tuple[Strategy, ...]:
-        """The strategies that the user named, or every one on the config search path.
+        """The strategies that the user named, or every one on the config search path that is meant for all.
 
         Raises:
             ConfigError: a strategy does not say what it needs to, or edits what there is not.
@@ -216,25 +217,25 @@ class Composer:
             )
             raise ConfigError(*missing)
         strategies = tuple(_strategy(str(name), node) for name, node in sorted(nodes.items()))
+        if not named:
+            strategies = tuple(strategy for strategy in strategies if strategy.by_default)
         self._check_attempts(strategies)
         return strategies
 
     def _check_attempts(self, strategies: Sequence[Strategy]) -> None:
-        """Every attempt has to compose: as it is, or at least where all the others' options were chosen before it.
+        """Every edit has to compose: as it is, or at least where all the others' options were chosen before it.
 
         The loop asks for most of them as they are, so that composing them costs nothing more.
         """
-        attempts = [attempt for strategy in strategies for attempt in strategy.attempts]
-        choices = [text for attempt in attempts for text in attempt if text.partition("=")[0] in GROUPS]
-        for strategy in strategies:
-            searched = [f"{strategy.search['key']}={strategy.search['low']}"] if strategy.search else []
-            for attempt in strategy.attempts:
-                if self._composes([*attempt, *searched]):
-                    continue
-                try:
-                    self.compose([*choices, *attempt, *searched])
-                except ConfigError as error:
-                    raise ConfigError(f"strategies.{strategy.name}: {error}") from error
+        edits = [(strategy, edit) for strategy in strategies for edit in _covering(strategy)]
+        choices = [text for _, edit in edits for text in edit if text.partition("=")[0] in GROUPS]
+        for strategy, edit in edits:
+            if self._composes(edit):
+                continue
+            try:
+                self.compose([*choices, *edit])
+            except ConfigError as error:
+                raise ConfigError(f"strategies.{strategy.name}: {error}") from error
 
     def _composes(self, overrides: Sequence[str]) -> bool:
         try:
@@ -278,10 +279,25 @@ def _strategy(name: str, node: Any) -> Strategy:
             search=node["search"],
             cost=float(node["cost"]),
             outputs=node.get("outputs"),
+            by_default=_flag(node, "by_default", default=True),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         wanted = "addresses, attempts, search and cost"
         raise ConfigError(f"strategy/{name}.yaml must spell {wanted}: {type(error).__name__}: {error}") from error
+
+
+def _covering(strategy: Strategy) -> Sequence[Edit]:
+    try:
+        return covering(strategy)
+    except ConfigError as error:
+        raise ConfigError(*(f"strategies.{strategy.name}.{problem}" for problem in error.problems)) from error
+
+
+def _flag(node: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = node.get(name, default)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be true or false, got {value!r}")
+    return value
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterable[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 
@@ -182,10 +184,12 @@ class Strategy:
     Attributes:
         addresses: bottleneck -> factor by which the move is expected to shorten the time (or bytes) of that class.
         attempts: alternatives; each is a list of overrides that edit the parent recipe.
-        search: `{key, low, high, tolerance}` of a parameter whose largest admissible value is searched by bisection; or
-            None.
+        search: `{key, low, high, tolerance}` of a parameter whose largest admissible value is searched by bisection;
+            `{halving: {space, rungs, keep}}` of choices that are searched together, cheaply first
+            (`core.search.Halving`); or None.
         cost: expected seconds of one attempt where nothing has been measured yet.
         outputs: what the task's outputs have to be (`Task.outputs`) for the move to make sense; None for any.
+        by_default: False for a move that is made only where the user names it (`strategy=[engine,joint]`).
     """
 
     name: str
@@ -195,6 +199,7 @@ class Strategy:
     search: Mapping[str, Any] | None
     cost: float
     outputs: str | None = None
+    by_default: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +326,13 @@ class Certificate:
         return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
+class Share(NamedTuple):
+    """What one of the steps that led to the best gave: the factor in what is optimised against the step before."""
+
+    step: Trial
+    gain: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What a run ends with; `summary.json` is this as JSON.
@@ -350,3 +362,30 @@ class Result:
     tracking_command: str | None
     warnings: tuple[str, ...] = ()
     optimize: str = "p50"
+
+    @property
+    def lineage(self) -> tuple[Trial, ...]:
+        """The trials whose recipes were edited one after the other, from the baseline to the best."""
+        by_number = {trial.number: trial for trial in self.trials}
+        line = [self.best]
+        while (parent := line[-1].parent) is not None and parent in by_number:
+            line.append(by_number[parent])
+        return tuple(reversed(line))
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """What each step from the baseline to the best gave; their product is the gain of them all.
+
+        A trial's own measured gain is against the best of its time. Where that was another edit of the same recipe,
+        whose place it took, the gain of that one belongs to it.
+        """
+        steps = [trial for trial in self.lineage if trial.verdict == "accepted" or trial.number == self.best.number]
+        return tuple(
+            Share(step, math.prod(self._gains(before.number, step.number))) for before, step in pairwise(steps)
+        )
+
+    def _gains(self, before: int, number: int) -> list[float]:
+        """Of what was accepted after one trial and before another, and that other's own."""
+        since = [it for it in self.trials if before < it.number < number and it.verdict == "accepted"]
+        own = [it for it in self.trials if it.number == number]
+        return [trial.measured_gain for trial in (*since, *own) if trial.measured_gain is not None]

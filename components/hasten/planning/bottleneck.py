@@ -7,7 +7,7 @@ measurements, takes the same way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -16,9 +16,11 @@ from annotated_types import Ge, Gt
 
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Edit, Inadmissible, Planner, SameRecipe
+from hasten.core.search import Halving, covering, halving
 from hasten.core.trial import BOTTLENECKS, Choice, Estimate, Profile, Strategy, Trial
+from hasten.planning.bisection import max_values, next_value
+from hasten.planning.halving import Race, drawn, max_trials
 from hasten.planning.prior import Lesson, correction, lessons, read_prior
-from hasten.planning.search import max_values, next_value
 
 NOTICEABLE = 0.1
 """Share of the latency from which on a bottleneck is worth addressing: without it a request is 1.1 times as fast."""
@@ -38,8 +40,8 @@ class BottleneckPlanner(Planner):
     `capacity`). Time then counts beside it only where the best trial breaks a limit of latency or throughput, and for
     memory, which the engine that serves the requests decides as much as the weights do.
 
-    Once chosen, a strategy is worked off, every attempt and every value of its search, on the recipe that was the best
-    when it was chosen. No attempt is made twice on one recipe, and none that gives a recipe of the history.
+    Once chosen, a strategy is worked off, every attempt with all that its search asks for, on the recipe that was the
+    best when it was chosen. No attempt is made twice on one recipe, and none that gives a recipe of the history.
 
     Attributes:
         max_trials: trials without the baseline.
@@ -86,17 +88,17 @@ class BottleneckPlanner(Planner):
         check(strategies)
         if self._spent(history):
             return None
-        known = _known(same_recipe, inadmissible)
+        lent = _Lent(same_recipe=same_recipe, inadmissible=inadmissible)
         if begun := _begun(history, strategies):
             strategy, parent = begun
-            if edit := _open_edit(strategy, parent.number, history, known):
+            if edit := self._open_edit(strategy, parent.number, history, lent):
                 return self._step(strategy, edit, parent, parent.profile or profile, history)
         ranked = sorted(
             (strategy for strategy in strategies if self._relieves(strategy, profile, best)),
             key=lambda strategy: self._rank(strategy, profile, history, best),
         )
         for strategy in ranked:
-            if edit := _open_edit(strategy, best.number, history, known):
+            if edit := self._open_edit(strategy, best.number, history, lent):
                 return self._step(strategy, edit, best, profile, history)
         return None
 
@@ -131,12 +133,60 @@ class BottleneckPlanner(Planner):
         left = self.max_trials - _num_trials(history)
         attempts = {}
         for strategy in sorted(strategies, key=lambda each: -_cost(each, history)):
-            values = max_values(strategy.search) if strategy.search else 1
-            attempts[strategy.name] = max(0, min(left, values * len(strategy.attempts)))
+            attempts[strategy.name] = max(0, min(left, _max_attempts(strategy)))
             left -= attempts[strategy.name]
         return [
             Estimate(each.name, attempts[each.name], attempts[each.name] * _cost(each, history)) for each in strategies
         ]
+
+    def _open_edit(self, strategy: Strategy, parent: int, history: Sequence[Trial], lent: _Lent) -> Edit | None:
+        """The first edit of the strategy that is still to be tried on this recipe."""
+        mine = [trial for trial in history if trial.parent == parent and trial.strategy == strategy.name]
+        if declared := halving(strategy.search):
+            before = history[: mine[0].number] if mine else history
+            edits = declared.candidates(strategy.attempts)
+            return self._race(declared, edits, parent, history, lent, self.max_trials - _num_trials(before)).next_edit()
+        for attempt in strategy.attempts:
+            if strategy.search:
+                if edit := _open_value(strategy.search, attempt, parent, mine, lent.known):
+                    return edit
+            elif all(trial.edit != attempt for trial in mine) and lent.known(parent, attempt) is None:
+                return attempt
+        return None
+
+    def _race(
+        self, declared: Halving, edits: Sequence[Edit], parent: int, history: Sequence[Trial], lent: _Lent, trials: int
+    ) -> Race:
+        """A halving on the recipe of a trial, of as many of the edits as that many trials suffice for."""
+
+        def admissible(edit: Edit) -> bool:
+            return lent.inadmissible(parent, edit) is None
+
+        return Race(
+            halving=declared,
+            edits=drawn(declared, [edit for edit in edits if admissible(declared.at(edit, 0))], trials),
+            find=lambda edit: lent.same_recipe(parent, edit),
+            admissible=admissible,
+            history=history,
+            gained=self._gained,
+            merit=self._merit,
+        )
+
+    def _gained(self, trial: Trial) -> bool:
+        """Whether it is surely better in what is optimised than the best before it."""
+        if self._counts_bytes:
+            return trial.measured_gain is not None and trial.measured_gain > 1
+        ratio = trial.evaluation.speedup.get("previous") if trial.evaluation else None
+        return ratio is not None and ratio.low > 1
+
+    def _merit(self, trial: Trial) -> float:
+        """What is optimised, the more the better, against the same thing for all trials."""
+        measured = trial.evaluation
+        if measured is None:
+            return 0.0
+        if self._counts_bytes:
+            return 1 / (measured.size_bytes if self.optimize == "size" else measured.memory_bytes)
+        return measured.speedup["eager"].value if "eager" in measured.speedup else 1.0
 
     def _spent(self, history: Sequence[Trial]) -> str | None:
         if _num_trials(history) >= self.max_trials:
@@ -207,9 +257,8 @@ class BottleneckPlanner(Planner):
                 return f"{strategy.name} does not shrink the files (objective.optimize={self.optimize})"
             shares = ", ".join(f"{name} {profile.shares.get(name, 0.0):.0%}" for name in strategy.addresses)
             return f"{strategy.name} addresses what hardly matters ({shares})"
-        first = f"{strategy.search['key']}={strategy.search['low']}" if strategy.search else None
-        for attempt in strategy.attempts:
-            if reason := inadmissible(best.number, (*attempt, first) if first else attempt):
+        for edit in covering(strategy):
+            if reason := inadmissible(best.number, edit):
                 return f"{strategy.name} is refused: {reason}"
         return f"{strategy.name} has nothing new to try on trial {best.number}"
 
@@ -224,15 +273,23 @@ def check(strategies: Iterable[Strategy]) -> None:
                 problems.append(f"{where}.addresses: {name!r} is no bottleneck; there are {', '.join(BOTTLENECKS)}")
             if not (math.isfinite(factor) and factor > 0):
                 problems.append(f"{where}.addresses.{name} must be a factor above 0, got {factor}")
-        if strategy.search is not None:
-            try:
-                max_values(strategy.search)
-            except ConfigError as error:
-                problems.append(f"{where}.{error}")
-            if not isinstance(strategy.search.get("key"), str):
-                problems.append(f"{where}.search.key must name the knob that is searched, such as pruning.sparsity")
+        problems += [f"{where}.{problem}" for problem in _search_problems(strategy)]
     if problems:
         raise ConfigError(*problems)
+
+
+def _search_problems(strategy: Strategy) -> Iterator[str]:
+    try:
+        _max_attempts(strategy)
+        declared = halving(strategy.search)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    if declared:
+        for text in declared.useless(strategy.attempts):
+            yield f"search.halving.rungs: {text} is for no candidate, as none chooses {text.partition('.')[0]}"
+    elif strategy.search and not isinstance(strategy.search.get("key"), str):
+        yield "search.key must name the knob that is searched, such as pruning.sparsity"
 
 
 def declared_gain(strategy: Strategy, profile: Profile) -> float:
@@ -283,28 +340,26 @@ def _begun(history: Sequence[Trial], strategies: Sequence[Strategy]) -> tuple[St
     return (strategy, parent) if strategy and parent else None
 
 
-def _known(same_recipe: SameRecipe, inadmissible: Inadmissible) -> Known:
-    """Whether the recipe holds its constraints, where that is known without a trial."""
+def _max_attempts(strategy: Strategy) -> int:
+    """Trials that working off the strategy on one recipe takes at most."""
+    if declared := halving(strategy.search):
+        return max_trials(declared, len(declared.candidates(strategy.attempts)))
+    return len(strategy.attempts) * (max_values(strategy.search) if strategy.search else 1)
 
-    def outcome(parent: int, edit: Edit) -> bool | None:
-        if inadmissible(parent, edit):
+
+@dataclass(frozen=True, kw_only=True)
+class _Lent:
+    """What the loop lends to the planner."""
+
+    same_recipe: SameRecipe
+    inadmissible: Inadmissible
+
+    def known(self, parent: int, edit: Edit) -> bool | None:
+        """Whether the recipe holds its constraints, where that is known without a trial."""
+        if self.inadmissible(parent, edit):
             return False
-        same = same_recipe(parent, edit)
+        same = self.same_recipe(parent, edit)
         return same.holds if same else None
-
-    return outcome
-
-
-def _open_edit(strategy: Strategy, parent: int, history: Sequence[Trial], known: Known) -> Edit | None:
-    """The first edit of the strategy that is still to be tried on this recipe."""
-    mine = [trial for trial in history if trial.parent == parent and trial.strategy == strategy.name]
-    for attempt in strategy.attempts:
-        if strategy.search:
-            if edit := _open_value(strategy.search, attempt, parent, mine, known):
-                return edit
-        elif all(trial.edit != attempt for trial in mine) and known(parent, attempt) is None:
-            return attempt
-    return None
 
 
 def _open_value(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from hasten.core.interfaces import Signature
-from hasten.core.trial import Evaluation, Interval, Result, Trial, Verdict
+from hasten.core.trial import Evaluation, Interval, Result, Verdict
 from hasten.reporting import quality, units
+from hasten.reporting.measures import measure
 from hasten.reporting.quality import Line
 from hasten.reporting.summary import claim, tried
 
@@ -114,29 +115,23 @@ def _value(value: Any) -> str:
 
 
 def _history(result: Result) -> str:
-    steps = [trial for trial in _lineage(result) if trial.number != result.baseline.number]
+    steps = [trial for trial in result.lineage if trial.number != result.baseline.number]
     verdicts = [trial.verdict for trial in result.trials if trial.number != result.baseline.number]
     counts = [f"{verdicts.count(kind)} {kind}" for kind in get_args(Verdict) if kind in verdicts]
     told = f"{_plural(len(verdicts), 'change')} tried{': ' if counts else ''}{', '.join(counts)}."
     if not steps:
         return f"Nothing: it is the model as it was given, in eager PyTorch. {told}"
+    gains = {share.step.number: units.ratio(share.gain) for share in result.shares}
     rows = [
-        (str(trial.number), trial.strategy, f"`{tried(trial)}`", trial.reason)
+        (str(trial.number), trial.strategy, f"`{tried(trial)}`", gains.get(trial.number, quality.UNKNOWN), trial.reason)
         for trial in steps
         if trial.evaluation is not None
     ]
-    return f"{told} These led here, each on top of the one before:\n\n" + _table(
-        ("trial", "strategy", "what it set", "what it gave"), rows
-    )
-
-
-def _lineage(result: Result) -> list[Trial]:
-    """The trials whose recipes were edited one after the other, the baseline first."""
-    by_number = {trial.number: trial for trial in result.trials}
-    line = [result.best]
-    while (parent := line[-1].parent) is not None and parent in by_number:
-        line.append(by_number[parent])
-    return line[::-1]
+    table = _table(("trial", "strategy", "what it set", f"gain in {measure(result.optimize).name}", "verdict"), rows)
+    parts = [f"{told} These led here, each on top of the one before:", table]
+    if result.best.evaluation is not None and result.best.evaluation.notes:
+        parts.append(f"How it was done:\n\n{_bullets(result.best.evaluation.notes)}")
+    return "\n\n".join(parts)
 
 
 def _data(facts: Facts) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hasten.core.trial import Profile, Result, Trial
 from hasten.reporting import plots, quality, units
+from hasten.reporting.measures import measure
 from hasten.reporting.summary import addressed, claim, tried
 
 LIMITS = (
@@ -20,7 +21,7 @@ LIMITS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One iteration as the report's table shows it; every field is text."""
+    """One iteration as the report's table shows it; every field is text, `notes` is one sentence each."""
 
     number: str
     tried: str
@@ -37,6 +38,19 @@ class Row:
     size: str
     expected: str
     marked: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One of the steps that led to the best: what it set, what it gave, and where that led."""
+
+    number: str
+    tried: str
+    gain: str
+    reached: str
+    size: str
+    quality: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +86,8 @@ def report(result: Result) -> str:
         judged=_judged(result),
         rows=_rows(result),
         ratios=_ratios(result),
+        optimised=measure(result.optimize).name,
+        steps=_steps(result),
         size=_size(result),
         profiles=profiles,
         machine=_machine(result.machine),
@@ -111,8 +127,26 @@ def _row(trial: Trial, by_number: Mapping[int, Trial], result: Result) -> Row:
         rebuild=trial.rebuild,
         expected="–" if trial.expected_gain is None else units.ratio(trial.expected_gain),
         marked=", ".join((*marks, *(("on the front",) if trial.number in result.front else ()))),
+        notes=evaluation.notes if evaluation is not None else (),
         **figures,
     )
+
+
+def _steps(result: Result) -> list[Step]:
+    """What each step from the baseline to the best gave."""
+    optimised = measure(result.optimize)
+    return [
+        Step(
+            number=str(step.number),
+            tried=tried(step),
+            gain=units.ratio(gain),
+            reached=optimised.told(optimised.of(step.evaluation).value),
+            size=units.size(step.evaluation.size_bytes),
+            quality=quality.told(step.evaluation),
+        )
+        for step, gain in result.shares
+        if step.evaluation is not None
+    ]
 
 
 def _ratios(result: Result) -> list[Ratio]:

@@ -22,7 +22,7 @@ from rich.text import Text
 from hasten.core.store import Listing
 from hasten.core.trial import Interval, Profile, Result, Trial
 from hasten.reporting import quality, units
-from hasten.reporting.summary import addressed, claim, tried
+from hasten.reporting.summary import addressed, claim, shares_told, tried
 
 STATE_STYLES = {"ok": "green", "missing": "yellow", "fails": "red"}
 VERDICT_STYLES = {"accepted": "green", "rejected": "yellow", "failed": "red"}
@@ -252,6 +252,8 @@ def _trial_table(trials: Sequence[Trial], width: int, first: int = 0) -> Rendera
         bottleneck = f" ({addressed(trial, by_number)})" if trial.number else ""
         style = VERDICT_STYLES[trial.verdict]
         lines.append(Padding(Text.assemble((trial.verdict, style), f"{bottleneck}: {trial.reason}"), (0, 0, 0, 3)))
+        notes = trial.evaluation.notes if trial.evaluation is not None else ()
+        lines += [Padding(Text(f"note: {note}", "dim"), (0, 0, 0, 3)) for note in notes]
     return Group(*lines)
 
 
@@ -325,6 +327,8 @@ def _summary_lines(result: Result) -> list[RenderableType]:
     for reference, meaning in (("eager", "eager PyTorch"), ("engine", f"untouched, {result.engine_reference}")):
         if reference in result.speedup:
             facts.append((f"vs {meaning}", units.ratio_interval(result.speedup[reference])))
+    if told := shares_told(result):
+        facts.append(("step by step", told))
     before, after = result.baseline.evaluation, result.best.evaluation
     if before is not None and after is not None:
         # The baseline's latency of the session in which the best was measured, so that the two belong together.

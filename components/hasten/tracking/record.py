@@ -105,8 +105,10 @@ def curve_points(trial: Trial, best: Trial | None) -> dict[str, float]:
 
 
 def trial_note(trial: Trial) -> str:
-    """The description of an iteration, in markdown: why the verdict, how to rebuild, where the time goes."""
+    """The description of an iteration, in markdown: verdict, how to rebuild, how it was done, where the time goes."""
     lines = [f"**{trial.verdict}**: {trial.reason}", "", f"```\n{without_credentials(trial.rebuild)}\n```"]
+    if trial.evaluation is not None and trial.evaluation.notes:
+        lines += ["", *(f"- {note}" for note in trial.evaluation.notes)]
     if trial.profile is not None:
         lines += ["", *_profile_note(trial.profile)]
     return "\n".join(lines)
@@ -116,8 +118,10 @@ def result_note(result: Result) -> str:
     """The description of a whole run, in markdown."""
     ratios = [f"- {ratio:.2f} times as fast as {reference}" for reference, ratio in result.speedup.items()]
     command = without_credentials(result.best.rebuild)
+    steps = [f"- {gain:.2f} times by `{' '.join(step.edit)}` (trial {step.number})" for step, gain in result.shares]
+    notes = [f"- {note}" for note in (result.best.evaluation.notes if result.best.evaluation is not None else ())]
     warnings = [f"- {warning}" for warning in result.warnings]
-    return "\n".join([result.certificate.statement, "", *ratios, *warnings, "", f"```\n{command}\n```"])
+    return "\n".join([result.certificate.statement, "", *ratios, *steps, *notes, *warnings, "", f"```\n{command}\n```"])
 
 
 def _evaluation_metrics(evaluation: Evaluation) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.core.errors import ConfigError
-from hasten.planning.search import max_values, next_value
+from hasten.planning.bisection import max_values, next_value
 
 SPARSITY = {"key": "pruning.sparsity", "low": 0.25, "high": 0.75, "tolerance": 0.15}
 
