@@ -196,8 +196,11 @@ class Composer:
         names = named[-1] if named else self.options("strategy")
         names = [str(name) for name in (names if isinstance(names, list) else [names])]
         config = self._config([*self.base, *self.walk, f"strategy=[{','.join(names)}]"])
-        nodes = OmegaConf.to_container(config.strategies, resolve=True) if config.strategies else {}
-        assert isinstance(nodes, dict)
+        found = OmegaConf.to_container(config.strategies, resolve=True) if config.strategies else {}
+        assert isinstance(found, dict)
+        # An experiment may edit a strategy's file; where the user did not name that strategy, there is only the edit.
+        unchosen = set(self.options("strategy")) - set(names)
+        nodes = {name: node for name, node in found.items() if name not in unchosen}
         if unpackaged := [name for name in names if name not in nodes]:
             missing = (
                 f"strategy/{name}.yaml needs the first line: # @package strategies.{name}" for name in unpackaged
