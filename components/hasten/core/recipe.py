@@ -68,7 +68,12 @@ class Recipe:
         return digest({**sections, "task": task})
 
     def section(self, name: str) -> Mapping[str, Any]:
-        return self.config[name] or {}
+        """Of a group, or a node within it by its dotted path; empty where that is null or not there."""
+        group, *path = name.split(".")
+        node: Any = self.config[group]
+        for part in path:
+            node = (node or {}).get(part)
+        return node or {}
 
     def option(self, group: str) -> str:
         """What a group was set to, as the user calls it."""
