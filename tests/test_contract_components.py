@@ -103,7 +103,7 @@ def component(group: str, option: str) -> dict[str, Any] | None:
     """The node that names the class, as the file spells it; None where the option stands for nothing."""
     node = read(group, option)
     node = node.get("arch", node) if group in ("model", "student") else node
-    return node if node and node.get("_target_") else None
+    return node if isinstance(node, dict) and node.get("_target_") else None
 
 
 OPTIONS = [(group, option) for group in (*GROUPS, "strategy") for option in options(group)]
@@ -307,6 +307,30 @@ def test_a_distillation_is_a_loss_that_the_student_can_follow(option: str) -> No
     assert student.grad is not None
     assert torch.isfinite(student.grad).all()
     assert student.grad.abs().sum() > 0
+
+
+@each("distillation")
+def test_a_distillation_compares_the_layers_that_it_names_for_any_sizes(option: str) -> None:
+    distillation = made("distillation", option)
+    ours, theirs = distillation.layers
+    assert len(ours) == len(theirs)
+    if not ours:
+        return
+    generator = torch.Generator().manual_seed(0)
+    student = [torch.randn(6, 4, 3, 3, generator=generator, requires_grad=True) for _ in ours]
+    teacher = [torch.randn(6, 8, 5, 4, generator=generator) for _ in theirs]
+    projections = distillation.projections([tuple(each.shape) for each in student], [(6, 8, 5, 4) for _ in theirs])
+    distillation.layer_loss(student, teacher, projections).backward()
+    for tensor in (*student, *(weight for each in projections for weight in each.parameters())):
+        assert torch.isfinite(tensor.grad).all()
+        assert tensor.grad.abs().sum() > 0
+
+
+@each("distillation")
+def test_a_distillation_says_who_teaches(option: str) -> None:
+    node = read("distillation", option)
+    assert {name: node.get(name) for name in ("teachers", "checkpoints")} == {"teachers": 1, "checkpoints": []}
+    assert "assistant" in node
 
 
 @each("task")

@@ -92,6 +92,50 @@ WRONG = [
         "pruning.rounds=2 needs pruning.sparsity, which grows from round to round: set pruning.rounds=1 to prune by ",
     ),
     (
+        ("trainer.schedule=cosin",),
+        "schedule must be one of one_cycle, cosine, linear, constant, got 'cosin' (trainer.schedule)",
+    ),
+    (("trainer.patience=0",), "patience must be an integer of at least 1 or null, got 0 (trainer.patience)"),
+    (("model.training.held_out=1",), "held_out must be a number in (0, 1), got 1 (model.training.held_out)"),
+    (
+        ("distillation=features", "student=resnet", "distillation.teacher_layers=[]"),
+        "distillation.student_layers and distillation.teacher_layers must name as many layers each, at least 1, got "
+        "['blocks'] and []",
+    ),
+    (
+        ("distillation=features", "student=resnet", "distillation.channel_axis=2"),
+        "channel_axis must be one of 1, -1, got 2 (distillation.channel_axis)",
+    ),
+    (
+        ("distillation=soft_labels", "student=mlp", "distillation.teachers=0"),
+        "teachers must be an integer of at least 1, got 0 (distillation.teachers)",
+    ),
+    (
+        ("distillation=soft_labels", "student=mlp", "distillation.teachers=2", "model.training.epochs=0"),
+        "distillation.teachers=2 would all be the same, as model.training.epochs=0: name their weights in "
+        "distillation.checkpoints instead",
+    ),
+    (
+        ("distillation=soft_labels", "student=mlp", "distillation.checkpoints=three"),
+        "checkpoints must be a list of files, got 'three' (distillation.checkpoints)",
+    ),
+    (
+        ("distillation=soft_labels", "student=mlp", "distillation.checkpoints=[nowhere.safetensors]"),
+        "distillation.checkpoints: nowhere.safetensors is no file",
+    ),
+    (
+        ("distillation=assistant", "pruning=structured"),
+        "distillation.assistant needs a student to teach: student=..., ",
+    ),
+    (
+        ("distillation=assistant", "student=mlp", "distillation.assistant.training.epochs=-1"),
+        "epochs must be an integer of at least 0, got -1 (distillation.assistant.training.epochs)",
+    ),
+    (
+        ("distillation=soft_labels", "student=mlp", "distillation.assistant={arch: null}"),
+        "distillation.assistant must spell arch, checkpoint, checkpoint_keys, training, got {'arch': None}",
+    ),
+    (
         ("data._target_=pathlib.Path", "task._target_=pathlib.Path"),
         "data._target_=pathlib.Path is no DataSource",
     ),

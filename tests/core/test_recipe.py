@@ -149,6 +149,17 @@ def test_every_strategy_that_is_meant_for_all_is_there_unless_some_are_named() -
 
 
 @pytest.mark.usefixtures("hydra")
+def test_an_experiment_edits_a_strategy_that_is_chosen_and_no_other() -> None:
+    typed = ["experiment=etth1", "data.path=ETTh1.csv", "strategy=[engine,distill_outputs]"]
+    edited, _ = Composer.of(typed).strategies()
+    (plain,) = Composer.of(["strategy=[distill_outputs]"]).strategies()
+    assert edited.name == plain.name
+    assert edited.attempts != plain.attempts
+    assert edited.addresses == plain.addresses
+    assert [strategy.name for strategy in Composer.of([*typed[:2], "strategy=[engine]"]).strategies()] == ["engine"]
+
+
+@pytest.mark.usefixtures("hydra")
 @pytest.mark.parametrize(
     ("typed", "told"),
     [

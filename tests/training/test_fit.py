@@ -369,7 +369,7 @@ def test_a_distillation_is_lent_the_tasks_own_loss(tmp_path):
 
 
 def test_refuses_a_distillation_without_a_teacher_and_a_teacher_without_a_distillation(tmp_path):
-    for half in ({"loss": Imitation()}, {"teacher": net()}, {"teacher_outputs": np.zeros((50, 3), np.float32)}):
+    for half in ({"loss": Imitation()}, {"teachers": [net()]}, {"teacher_outputs": np.zeros((50, 3), np.float32)}):
         with pytest.raises(ValueError, match="a distillation loss needs a teacher, and a teacher needs a distillation"):
             train(tmp_path, **half)
 
@@ -404,7 +404,7 @@ def test_the_teacher_answers_the_changed_rows_and_does_not_learn(tmp_path):
     data, teacher = rows(60), nn.Linear(6, 3)
     before = teacher.weight.detach().clone()
     settings = TrainingSettings(epochs=100, batch_size=20, lr=0.1, weight_decay=0.0)
-    taught = {"augment": [Shift(by=2.0), Noise(amount=0.5)], "loss": Imitation(), "teacher": teacher}
+    taught = {"augment": [Shift(by=2.0), Noise(amount=0.5)], "loss": Imitation(), "teachers": [teacher]}
     fitted = train(tmp_path, model=nn.Linear(6, 3), data=data, settings=settings, seconds=1000, **taught)
     shifted = {"input": data.inputs["input"] + 2}
     np.testing.assert_allclose(predict(fitted.model, shifted, 60), predict(teacher, shifted, 60), atol=0.1)
@@ -416,7 +416,7 @@ def test_the_teacher_answers_the_changed_rows_and_does_not_learn(tmp_path):
 def test_a_killed_training_on_changing_rows_ends_as_if_it_had_not_been(tmp_path, online):
     changing = {"augment": [Shift(by=0.5), Noise(amount=0.3)]}
     if online:
-        changing |= {"loss": Imitation(), "teacher": net().eval()}
+        changing |= {"loss": Imitation(), "teachers": [net().eval()]}
     undisturbed = train(tmp_path / "undisturbed", seconds=1000, **changing)
     for step in (1, 6, 9):
         killed(tmp_path / "killed", step, **changing)
@@ -432,7 +432,7 @@ def test_never_goes_on_from_a_training_under_another_teacher(tmp_path):
         teacher = nn.Linear(6, 3)
         nn.init.zeros_(teacher.weight)
         nn.init.constant_(teacher.bias, bias)
-        return {"loss": Imitation(), "teacher": teacher}
+        return {"loss": Imitation(), "teachers": [teacher]}
 
     killed(tmp_path / "killed", 6, **taught(1.0))
     assert_same(train(tmp_path / "killed", **taught(2.0)), train(tmp_path / "alone", **taught(2.0)))

@@ -19,6 +19,9 @@ STAGE_KEYS = frozenset(
         "min_integer_share",
         "checkpoint",
         "checkpoint_keys",
+        "teachers",
+        "checkpoints",
+        "assistant",
     }
 )
 """Keys of a leaf that its stage reads; all others are arguments of the component."""

@@ -159,10 +159,12 @@ class Rows:
     Attributes:
         inputs: in the order of the signature: (B, *shape), float32 or int64.
         targets: as `Task.targets` gave them: (B,) int64 classes, (B, K) float32, or (B, 0) without labels.
+        in_order: they follow one another in time, so that a part that shall judge is the last, not drawn at random.
     """
 
     inputs: Columns
     targets: NDArray[Any]
+    in_order: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -224,7 +226,11 @@ class Silent:
 
 
 class Distillation(abc.ABC):
-    """How a student learns from a teacher: a loss over both outputs and the labels."""
+    """How a student learns from a teacher: a loss over both outputs and the labels, and over layers where it names any.
+
+    Implementations are frozen, keyword-only dataclasses of knobs. Who teaches is not theirs to know: their YAML also
+    spells `teachers`, `checkpoints` and `assistant`, which the stages read.
+    """
 
     requires: ClassVar[tuple[str, ...]] = ("student|pruning|quantization.training",)
     """Something has to be trained after the teacher."""
@@ -235,6 +241,34 @@ class Distillation(abc.ABC):
     @abc.abstractmethod
     def loss(self, student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor, task: Task) -> torch.Tensor:
         """Mean loss of a batch, a scalar. Outputs are (B, *output_shape)."""
+
+    @property
+    def layers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Dotted paths of the student's layers and of the teacher's that they are compared with, as many of each.
+
+        Where there are any, the teacher is asked while the student trains, not once before.
+        """
+        return (), ()
+
+    def projections(
+        self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]
+    ) -> Sequence[torch.nn.Module]:
+        """What is learned along with the student to make its layers comparable; none by default.
+
+        Args:
+            student: shapes (B, ...) of what the layers give.
+            teacher: the same of the teacher's.
+        """
+        return ()
+
+    def layer_loss(
+        self,
+        student: Sequence[torch.Tensor],
+        teacher: Sequence[torch.Tensor],
+        projections: Sequence[torch.nn.Module],
+    ) -> torch.Tensor:
+        """What is added to `loss` for the outputs (B, ...) of the `layers`, a scalar; asked where there are any."""
+        raise NotImplementedError
 
 
 class Augment(abc.ABC):

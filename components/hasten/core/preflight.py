@@ -26,6 +26,7 @@ COMPONENTS = (
     "model.arch",
     "student.arch",
     "distillation",
+    "distillation.assistant.arch",
     "pruning",
     "quantization",
     "engine",
@@ -40,6 +41,7 @@ SECTIONS: Mapping[str, type] = {
     "data.split": Split,
     "model.training": TrainingSettings,
     "student.training": TrainingSettings,
+    "distillation.assistant.training": TrainingSettings,
     "pruning.training": TrainingSettings,
     "quantization.training": TrainingSettings,
 }
@@ -133,6 +135,7 @@ def _loose_ends(recipe: Recipe) -> Iterator[str]:
     checkpoint = config["model"].get("checkpoint")
     for section in ("model", "student"):
         yield from _checkpoint(config[section], section)
+    yield from _teachers(config)
     trained = bool(config["model"]["arch"].get("folder"))  # a folder that brings its weights along
     if not (checkpoint or trained or _made_up(config)) and config["model"]["training"]["epochs"] == 0:
         remedy = "give model.checkpoint=<file> or train at least 1 epoch"
@@ -156,6 +159,33 @@ def _checkpoint(node: Mapping[str, Any], section: str) -> Iterator[str]:
     if file and not isinstance(mapping, Mapping):
         wanted = "a mapping of regular expressions to replacements, {} for none"
         yield f"checkpoint_keys must be {wanted}, got {mapping!r} ({section}.checkpoint_keys)"
+
+
+ASSISTANT = ("arch", "checkpoint", "checkpoint_keys", "training")
+"""What `distillation.assistant` has to spell, as a student does."""
+
+
+def _teachers(config: Mapping[str, Any]) -> Iterator[str]:
+    """Who teaches: how many teachers, whose weights, and an assistant between them and the student."""
+    node, model = config["distillation"], config["model"]
+    number, files, assistant = node.get("teachers", 1), node.get("checkpoints", []), node.get("assistant")
+    if not _fits(number, Annotated[int, annotated_types.Ge(1)]):
+        yield f"teachers must be an integer of at least 1, got {number!r} (distillation.teachers)"
+    elif number > 1 and model["training"]["epochs"] == 0:
+        remedy = "name their weights in distillation.checkpoints instead"
+        yield f"distillation.teachers={number} would all be the same, as model.training.epochs=0: {remedy}"
+    if not _fits(files, list[str]):
+        yield f"checkpoints must be a list of files, got {files!r} (distillation.checkpoints)"
+    else:
+        yield from (f"distillation.checkpoints: {file} is no file" for file in files if not Path(file).is_file())
+    if assistant is None:
+        return
+    if not isinstance(assistant, Mapping) or set(assistant) != set(ASSISTANT):
+        yield f"distillation.assistant must spell {', '.join(ASSISTANT)}, got {assistant!r}"
+        return
+    yield from _checkpoint(assistant, "distillation.assistant")
+    if not config["student"].get("arch"):
+        yield "distillation.assistant needs a student to teach: student=..., or distillation.assistant=null"
 
 
 def _made_up(config: Mapping[str, Any]) -> bool:

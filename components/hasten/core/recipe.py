@@ -69,7 +69,12 @@ class Recipe:
         return digest({**sections, "task": task})
 
     def section(self, name: str) -> Mapping[str, Any]:
-        return self.config[name] or {}
+        """Of a group, or a node within it by its dotted path; empty where that is null or not there."""
+        group, *path = name.split(".")
+        node: Any = self.config[group]
+        for part in path:
+            node = (node or {}).get(part)
+        return node or {}
 
     def option(self, group: str) -> str:
         """What a group was set to, as the user calls it."""
@@ -209,8 +214,11 @@ class Composer:
         names = named[-1] if named else self.options("strategy")
         names = [str(name) for name in (names if isinstance(names, list) else [names])]
         config = self._config([*self.base, *self.walk, f"strategy=[{','.join(names)}]"])
-        nodes = OmegaConf.to_container(config.strategies, resolve=True) if config.strategies else {}
-        assert isinstance(nodes, dict)
+        found = OmegaConf.to_container(config.strategies, resolve=True) if config.strategies else {}
+        assert isinstance(found, dict)
+        # An experiment may edit a strategy's file; where the user did not name that strategy, there is only the edit.
+        unchosen = set(self.options("strategy")) - set(names)
+        nodes = {name: node for name, node in found.items() if name not in unchosen}
         if unpackaged := [name for name in names if name not in nodes]:
             missing = (
                 f"strategy/{name}.yaml needs the first line: # @package strategies.{name}" for name in unpackaged

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
+
+Schedule = Literal["one_cycle", "cosine", "linear", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How one stage trains. `epochs` passes over the rows, `batch_size` rows per step, `lr` the peak learning rate."""
+    """How one stage trains. `epochs` passes over the rows, `batch_size` rows per step, `lr` the peak learning rate.
+
+    Attributes:
+        schedule: how the learning rate goes to its peak and down again; see `training.schedule`.
+        patience: epochs without a lower loss on held-out training rows after which it stops and goes back to its best
+            weights; None trains all epochs on all rows.
+        held_out: share of the training rows that judge it and are not trained on, where there is a patience. Never
+            validation rows: those choose between candidates.
+    """
 
     epochs: Annotated[int, Ge(0)]
     batch_size: Annotated[int, Ge(1)]
     lr: Annotated[float, Gt(0)]
     weight_decay: Annotated[float, Ge(0)]
+    schedule: Schedule = "one_cycle"
+    patience: Annotated[int, Ge(1)] | None = None
+    held_out: Annotated[float, Interval(gt=0, lt=1)] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +40,9 @@ class Trainer:
     lr: Annotated[float, Gt(0)]
     weight_decay: Annotated[float, Ge(0)]
     threads: Annotated[int, Ge(1)]
+    schedule: Schedule = "one_cycle"
+    patience: Annotated[int, Ge(1)] | None = None
+    held_out: Annotated[float, Interval(gt=0, lt=1)] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ class Prepared:
         num_rows: of each split.
         class_counts: split -> rows of each label; None where the task knows no labels.
         notes: of the source.
+        in_order: whether rows follow one another in time.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Prepared:
     num_rows: Mapping[str, int]
     class_counts: Mapping[str, tuple[int, ...]] | None
     notes: tuple[str, ...]
+    in_order: bool
 
     def rows(self, split: str, limit: int | None = None) -> Rows:
         """Rows of `train`, `validate` or `test`: all, or the first `limit`, without reading the rest."""
@@ -56,7 +58,7 @@ class Prepared:
         with safe_open(self.folder / f"{split}.safetensors", framework="numpy") as file:
             end = self.num_rows[split] if limit is None else min(limit, self.num_rows[split])
             inputs = {each.name: file.get_slice(f"{_PREFIX}{each.name}")[:end] for each in self.inputs}
-            return Rows(inputs=inputs, targets=file.get_slice("targets")[:end])
+            return Rows(inputs=inputs, targets=file.get_slice("targets")[:end], in_order=self.in_order)
 
     def signature(self, output_shape: tuple[int, ...]) -> Signature:
         """Of a model for these rows."""
@@ -216,6 +218,7 @@ def write(
         "num_rows": {name: len(rows) for name, rows in places.items()},
         "class_counts": None if labels is None else _class_counts(labels, places),
         "notes": table.notes,
+        "in_order": table.in_order,
     }
     (folder / "data.json").write_text(json.dumps(record, indent=1) + "\n")
     return read(folder)
@@ -236,6 +239,7 @@ def read(folder: Path) -> Prepared:
         num_rows=record["num_rows"],
         class_counts=None if counts is None else {name: tuple(rows) for name, rows in counts.items()},
         notes=tuple(record["notes"]),
+        in_order=record["in_order"],
     )
 
 

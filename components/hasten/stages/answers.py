@@ -1,51 +1,74 @@
-"""The answers stage: what the teacher gives for the training rows, computed once for all that is distilled from it."""
+"""The answers stage: what the teachers give for the training rows, computed once for all that is distilled from them.
+
+An answer always belongs to its row. The stage's key holds the keys of the teachers and of the data, which in turn hold
+the fingerprint of the rows, their transforms and their split, and the answers lie in the order of that data artefact's
+training rows, the only ones that they are read beside. Rows that are changed at random while the student trains have
+no stored answer at all: then the teachers are asked about the very tensors that the student got (`training.lesson`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from hasten.artefacts.module import rebuild
+from hasten.core.construct import construct
 from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
 from hasten.data.prepare import read
-from hasten.stages.stage import Stage, Tools, declared, sources
+from hasten.stages.stage import Stage, Tools, declared, sources, teaching_stages
 from hasten.training.determinism import reproducible
+from hasten.training.lesson import mean_answer
 from hasten.training.predict import predict
 
-_OUTPUTS = "outputs.safetensors"
+_OUTPUTS = "outputs.npy"
 _BATCH = 256
 
 
+@dataclass(frozen=True, kw_only=True)
 class Answers(Stage):
-    name = "answers"
+    """The mean answer of the `teaching_stages` before it: of the teachers, or of the assistant."""
+
+    name: str = "answers"
 
     def wanted(self, recipe: Recipe) -> bool:
-        """Rows that are changed at random have no stored answer: the teacher is asked while the student trains."""
-        return declared(recipe.section("distillation")) and not recipe.section("data")["augment"]
+        node = recipe.section("distillation")
+        if not declared(node) or (self.name != "answers" and not node.get("assistant")):
+            return False
+        return not _asked_while_training(recipe)
 
     def ingredients(self, recipe: Recipe, keys: Mapping[str, str]) -> Ingredients:
         return Ingredients(
-            stage=self.name,
+            stage="answers",
             config={"threads": recipe.config["trainer"]["threads"]},
-            parents={"data": keys["data"], "teacher": keys["teacher"]},
+            parents={"data": keys["data"], **{name: keys[name] for name in teaching_stages(keys)}},
             sources=sources("hasten.stages.answers"),
             libraries=libraries("torch"),
         )
 
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
-        from safetensors.numpy import save_file
-
         rows = read(inputs["data"]).rows("train").inputs
         with reproducible(recipe.config["seed"], recipe.config["trainer"]["threads"]):
-            outputs = predict(rebuild(inputs["teacher"]), rows, batch_size=_BATCH)
-        save_file({"outputs": outputs}, folder / _OUTPUTS)
+            models = (rebuild(inputs[name]) for name in teaching_stages(inputs))
+            answers = mean_answer([torch.from_numpy(predict(model, rows, batch_size=_BATCH)) for model in models])
+        np.save(folder / _OUTPUTS, answers.numpy(), allow_pickle=False)
 
 
-def teacher_outputs(folder: Path) -> Any:
-    """Outputs of the teacher on the training rows (N, *output_shape)."""
-    from safetensors.numpy import load_file
+def teacher_outputs(folder: Path) -> NDArray[np.float32]:
+    """Answers for the training rows (N, *output_shape), mapped from the file: a batch reads its own rows of it."""
+    # Copy on write: torch takes no arrays that are read-only without a warning, and nothing ever writes here.
+    outputs: NDArray[np.float32] = np.load(folder / _OUTPUTS, mmap_mode="c", allow_pickle=False)
+    return outputs
 
-    return load_file(folder / _OUTPUTS)["outputs"]
+
+def _asked_while_training(recipe: Recipe) -> bool:
+    """Whether rows change at random, or the loss looks at layers, so that outputs from before are not enough."""
+    return bool(recipe.section("data")["augment"]) or any(
+        construct(recipe.section("distillation"), "distillation").layers
+    )

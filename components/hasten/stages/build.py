@@ -16,9 +16,15 @@ from hasten.stages.prune import Prune
 from hasten.stages.quantize import Quantize
 from hasten.stages.stage import Stage, Tools, module_stage
 from hasten.stages.student import Student
-from hasten.stages.teacher import Teacher
+from hasten.stages.teacher import teachers
 
-ORDER: Sequence[Stage] = (Data(), Teacher(), Answers(), Student(), Prune(), Export(), Quantize(), Compile())
+TAUGHT: Sequence[Stage] = (
+    Answers(),
+    Student(name="assistant", section="distillation.assistant"),
+    Answers(name="assistant-answers"),
+    Student(),
+)
+"""The way from the teachers to the student, over a teacher assistant where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +69,10 @@ def plan(recipe: Recipe, store: Store) -> list[Planned]:
     keys: dict[str, str] = {}
     planned = []
     for stage in wanted(recipe):
-        key = stage.ingredients(recipe, keys).key
-        keys[stage.name] = key
-        planned.append(Planned(stage=stage, key=key, entry=store.find(stage.name, key)))
+        ingredients = stage.ingredients(recipe, keys)
+        keys[stage.name] = ingredients.key
+        entry = store.find(ingredients.stage, ingredients.key)
+        planned.append(Planned(stage=stage, key=ingredients.key, entry=entry))
     return planned
 
 
@@ -82,7 +89,7 @@ def build(recipe: Recipe, store: Store, tools: Tools, *, on_stage: Callable[[str
     for stage in wanted(recipe):
         inputs = {name: entry.folder for name, entry in entries.items()}
         ingredients = stage.ingredients(recipe, {name: entry.key for name, entry in entries.items()})
-        if store.find(stage.name, ingredients.key) is None:
+        if store.find(ingredients.stage, ingredients.key) is None:
             on_stage(stage.name)
         entries[stage.name] = store.build(ingredients, _making(stage, recipe, inputs, tools))
     return Built(recipe=recipe, entries=entries)
@@ -90,7 +97,8 @@ def build(recipe: Recipe, store: Store, tools: Tools, *, on_stage: Callable[[str
 
 def wanted(recipe: Recipe) -> list[Stage]:
     """The stages that the recipe has. The teacher is always there, even where no stage reads it: it is the baseline."""
-    return [stage for stage in ORDER if stage.wanted(recipe)]
+    stages = [Data(), *teachers(recipe), *TAUGHT, Prune(), Export(), Quantize(), Compile()]
+    return [stage for stage in stages if stage.wanted(recipe)]
 
 
 def _making(stage: Stage, recipe: Recipe, inputs: Mapping[str, Path], tools: Tools) -> Callable[[Path], None]:

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from hasten.core.files import digest, file_digest, read_json, write_json
 from hasten.core.interfaces import Progress, Silent
@@ -28,7 +28,8 @@ class Tools:
 class Stage(abc.ABC):
     """One step of a recipe. Knows its key's ingredients; knows nothing of tracking or of the loop."""
 
-    name: ClassVar[str]
+    name: str
+    """Unique within a recipe. In the store, stages that make the same kind of thing lie together."""
 
     @abc.abstractmethod
     def wanted(self, recipe: Recipe) -> bool:
@@ -55,6 +56,19 @@ class Stage(abc.ABC):
 def module_stage(present: Mapping[str, Any]) -> str:
     """Which of the stages before holds the float module that goes on."""
     return next(name for name in ("prune", "student", "teacher") if name in present)
+
+
+def teaching_stages(present: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of the stages before teach what is trained next: the assistant once there is one, else all teachers."""
+    if "assistant" in present:
+        return ("assistant",)
+    return tuple(name for name in present if name.partition("-")[0] == "teacher")
+
+
+def answers_stage(present: Mapping[str, Any]) -> str | None:
+    """Which of the stages before holds the answers of the `teaching_stages`; None where they have to be asked."""
+    name = "assistant-answers" if "assistant" in present else "answers"
+    return name if name in present else None
 
 
 def graph_stage(present: Mapping[str, Any]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hasten.artefacts.module import build, load_weights, output_shape, rebuild, save
 from hasten.core.recipe import Recipe
@@ -22,18 +24,32 @@ from hasten.stages.training import (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
 class Student(Stage):
-    name = "student"
+    """What is to run; or an assistant, which learns in the same way and then teaches (Mirzadeh et al. 2020).
+
+    Attributes:
+        section: of the config, with `arch`, `checkpoint` and `training`.
+    """
+
+    name: str = "student"
+    section: str = "student"
 
     def wanted(self, recipe: Recipe) -> bool:
-        return bool(recipe.section("student").get("arch"))
+        return bool(recipe.section(self.section).get("arch"))
 
     def ingredients(self, recipe: Recipe, keys: Mapping[str, str]) -> Ingredients:
-        node = recipe.section("student")
+        node = recipe.section(self.section)
         config, parents, code = distillation_ingredients(recipe, keys)
         return Ingredients(
-            stage=self.name,
-            config={"arch": node["arch"], **checkpoint_config(node), **training_config(recipe, "student"), **config},
+            stage="student",
+            config={
+                "arch": node["arch"],
+                "initial_seed": _initial_seed(recipe, node),
+                **checkpoint_config(node),
+                **training_config(recipe, self.section),
+                **config,
+            },
             parents={"data": keys["data"], **parents},
             data=weights_digest(node),
             sources={**training_sources(recipe, "hasten.stages.student", node["arch"]["_target_"]), **code},
@@ -42,11 +58,22 @@ class Student(Stage):
 
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
         prepared = read(inputs["data"])
-        node, seed = recipe.section("student"), recipe.config["seed"]
+        node, section = recipe.section(self.section), self.section
         # The teacher's outputs, which the task may not know, are what a student has to give.
         shape = prepared.output_shape or output_shape(rebuild(inputs["teacher"]), prepared.inputs)
-        model, arch = build(node["arch"], prepared.inputs, shape, seed=seed, facts=prepared.facts, key="student.arch")
+        seed, key = _initial_seed(recipe, node), f"{section}.arch"
+        model, arch = build(node["arch"], prepared.inputs, shape, seed=seed, facts=prepared.facts, key=key)
         if node["checkpoint"]:
-            load_weights(model, Path(node["checkpoint"]), "student.checkpoint", node["checkpoint_keys"])
-        bench = StageBench(recipe=recipe, section="student", what="student", inputs=inputs, folder=folder, tools=tools)
+            load_weights(model, Path(node["checkpoint"]), f"{section}.checkpoint", node["checkpoint_keys"])
+        bench = StageBench(recipe=recipe, section=section, what=self.name, inputs=inputs, folder=folder, tools=tools)
         save(folder, arch, bench.fit(model))
+
+
+def _initial_seed(recipe: Recipe, node: Mapping[str, Any]) -> int:
+    """Of the weights that the training starts from.
+
+    With the model's own architecture and seed they would be those that the model itself started from; a model that is
+    born again starts anew (Furlanello et al. 2018).
+    """
+    again = node["arch"] == recipe.section("model")["arch"]
+    return int((recipe.config["seed"] + again) % 2**32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,15 @@ from hasten.data.prepare import read
 from hasten.stages.answers import teacher_outputs
 from hasten.stages.data import task
 from hasten.stages.rehearsal import Rehearsal, rehearsal_ingredients
-from hasten.stages.stage import Tools, declared, folder_digest, module_stage, sources
+from hasten.stages.stage import (
+    Tools,
+    answers_stage,
+    declared,
+    folder_digest,
+    module_stage,
+    sources,
+    teaching_stages,
+)
 from hasten.training.fit import Fitted, fit
 
 if TYPE_CHECKING:
@@ -45,8 +53,11 @@ def weights_digest(node: Mapping[str, Any]) -> str | None:
 
 def training_config(recipe: Recipe, section: str) -> dict[str, Any]:
     """The part of a training stage's config that decides its result."""
+    settings = TrainingSettings(**recipe.section(section)["training"])
+    if settings.patience is None:
+        settings = replace(settings, held_out=TrainingSettings.held_out)  # then nothing is held out
     return {
-        "training": recipe.section(section)["training"],
+        "training": asdict(settings),
         "seed": recipe.config["seed"],
         "threads": recipe.config["trainer"]["threads"],
         "task": arguments(recipe.section("task")),
@@ -67,8 +78,10 @@ def distillation_ingredients(
     node = recipe.section("distillation")
     if not declared(node):
         return {}, {}, {}
-    taught_by = "answers" if "answers" in keys else "teacher"
-    return {"distillation": dict(node)}, {taught_by: keys[taught_by]}, sources(node["_target_"])
+    answers = answers_stage(keys)
+    taught_by = (answers,) if answers else teaching_stages(keys)
+    config = {"_target_": node["_target_"], **arguments(node)}
+    return {"distillation": config}, {name: keys[name] for name in taught_by}, sources(node["_target_"])
 
 
 def timing_ingredients(
@@ -126,24 +139,24 @@ class StageBench:
     def trained(self, model: torch.nn.Module, *, distil: bool) -> Fitted:
         """Trains a copy as the stage's `training` section says and adds its curves to those beside the artefact."""
         node = self.recipe.section("distillation")
-        loss, outputs, teacher = None, None, None
-        augment = augmentation(self.recipe)
+        loss, outputs = None, None
+        teachers: list[torch.nn.Module] = []
         number = next(self._trainings)
         if distil and declared(node):
             loss = construct(node, "distillation")
             assert isinstance(loss, Distillation)
-            # Rows that are changed at random have no stored answer: the teacher is asked again.
-            if augment:
-                teacher = rebuild(self.inputs["teacher"])
+            # There are no stored answers where they would not do (`stages.answers`): the teachers are asked again.
+            if answers := answers_stage(self.inputs):
+                outputs = teacher_outputs(self.inputs[answers])
             else:
-                outputs = teacher_outputs(self.inputs["answers"])
+                teachers = [rebuild(self.inputs[name]) for name in teaching_stages(self.inputs)]
         fitted = fit(
             model,
             self.train,
             TrainingSettings(**self.recipe.section(self.section)["training"]),
             task=task(self.recipe),
-            augment=augment,
-            teacher=teacher,
+            augment=augmentation(self.recipe),
+            teachers=teachers,
             seed=self.seed,
             threads=self.recipe.config["trainer"]["threads"],
             # Of its own, so that a pass that trains in rounds does not begin anew with the first when it was killed in

@@ -30,6 +30,7 @@ from hasten.training.sampler import Batches, ResumableBatches, as_is
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
+    from hasten.training.lesson import Lesson
     from hasten.training.module import Learner
 
 
@@ -38,8 +39,9 @@ class Fitted:
     """A trained model in eval mode and its curves, one value per epoch.
 
     Attributes:
-        curves: `train_loss`, with classes `train_accuracy` (means over the epoch's batches, in training mode), and `lr`
-            (of the epoch's last step).
+        model: with the weights of its best epoch where the settings have a patience, else of its last.
+        curves: `train_loss`, with classes `train_accuracy` (means over the epoch's batches, in training mode), `lr`
+            (of the epoch's last step), and with a patience `held_out_loss` (in eval mode, at the epoch's end).
     """
 
     model: nn.Module
@@ -61,77 +63,137 @@ def fit(
     key: str,
     loss: Distillation | None = None,
     teacher_outputs: NDArray[np.float32] | None = None,
+    teachers: Sequence[nn.Module] = (),
     augment: Sequence[Augment] = (),
-    teacher: nn.Module | None = None,
 ) -> Fitted:
-    """Trains a copy of a model on the CPU: AdamW (Loshchilov and Hutter 2019), one cycle (Smith and Topin 2018).
+    """Trains a copy of a model on the CPU: AdamW (Loshchilov and Hutter 2019), with a schedule of `training.schedule`.
 
     A training that was killed and is started again with the same arguments goes on from its last checkpoint and ends
     with the same weights and curves, bit for bit, as one that was left alone. A last partial batch is left out; where
     there are fewer rows than `batch_size`, all rows are one batch.
 
     Args:
-        seed: of the order of batches and of whatever the model draws; the generators are left as they were.
+        seed: of the order of batches, of whatever the model draws, of the rows that are held out and of what a
+            distillation learns beside the model; the generators are left as they were.
         threads: of torch's kernels while training.
         folder: for checkpoints of this training; the caller deletes it when the result is safe.
         checkpoint_seconds: between checkpoints.
         what: is trained, as the progress and errors call it.
         key: of the config section with the settings, such as `model.training`.
         loss: distils from the teacher; None for the task's loss with the targets.
-        teacher_outputs: (B, *output_shape) for the rows.
+        teacher_outputs: (B, *output_shape), an answer for each of the rows.
+        teachers: in eval mode, in place of `teacher_outputs`: they are asked about every batch as it was changed.
         augment: changes the inputs of every batch at random.
-        teacher: in eval mode, in place of `teacher_outputs`: it is asked about every batch as it was changed.
 
     Raises:
-        PassError: the loss became NaN or infinite, or batch normalization met a batch with one value per channel.
-        ValueError: a distillation loss without a teacher or the other way round, or stored outputs of a teacher for
-            rows that are changed at random.
+        PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, or there
+            is no row to hold out.
+        ConfigError: the distillation names a layer that there is not.
+        ValueError: a distillation loss without a teacher or the other way round, or stored outputs of a teacher that
+            can't be its answers: for rows that are changed at random, of another number, or where layers are compared.
     """
-    if (loss is None) != (teacher_outputs is None and teacher is None):
-        raise ValueError("a distillation loss needs a teacher, and a teacher needs a distillation loss")
-    if augment and teacher_outputs is not None:
-        raise ValueError("a teacher's outputs for the rows are not its outputs for what augmentation makes of them")
+    _check_teaching(loss, len(rows), teacher_outputs, teachers, augment)
     student = copy.deepcopy(model)
-    classes = bool(np.issubdtype(rows.targets.dtype, np.integer))
     if settings.epochs == 0:
         return Fitted(model=student.eval(), curves={})
     student.train()  # Lightning keeps each module's mode, and what was rebuilt or pruned comes in eval mode
-    with _quiet(), reproducible(seed, threads):
+    with _quiet(), reproducible(seed, threads), _lesson(loss, student, teachers, rows, seed) as lesson:
+        from hasten.training.held_out import HeldOut
         from hasten.training.module import Learner, ProgressOfSteps
 
         arrays = (*rows.inputs.values(), rows.targets, *([] if teacher_outputs is None else [teacher_outputs]))
         data = Batches(*map(torch.from_numpy, arrays))
-        batch_size = min(settings.batch_size, len(rows))
-        steps_per_epoch = len(rows) // batch_size
+        train, judge = _divided(data, rows, settings, seed, key)
+        batch_size = min(settings.batch_size, len(train))
+        steps_per_epoch = len(train) // batch_size
         learner = Learner(
             student,
             task,
             settings,
             names=tuple(rows.inputs),
-            classes=classes,
-            loss=loss,
+            classes=bool(np.issubdtype(rows.targets.dtype, np.integer)),
+            lesson=lesson,
             augment=augment,
-            teacher=teacher,
             steps_per_epoch=steps_per_epoch,
             identity=_identity(
-                [student, *([] if teacher is None else [teacher])],
+                [student, *teachers, *([] if lesson is None else [lesson])],
                 data,
                 [asdict(settings), seed, threads, repr(loss), repr(task), repr(augment)],
             ),
             what=what,
             key=key,
         )
-        watch = ProgressOfSteps(progress, what, settings.epochs * steps_per_epoch)
-        trainer = _trainer(settings.epochs, folder, checkpoint_seconds, watch)
+        callbacks: list[pl.Callback] = [ProgressOfSteps(progress, what, settings.epochs * steps_per_epoch)]
+        held_out = None
+        if judge is not None and settings.patience is not None:
+            held_out = HeldOut(
+                judge, batch_size=batch_size, steps_per_epoch=steps_per_epoch, patience=settings.patience
+            )
+            callbacks.append(held_out)
+        trainer = _trainer(settings.epochs, folder, checkpoint_seconds, callbacks)
         loader = DataLoader(
-            data,
-            batch_sampler=ResumableBatches(len(rows), batch_size, seed, lambda: _position(trainer, steps_per_epoch)),
+            train,
+            batch_sampler=ResumableBatches(len(train), batch_size, seed, lambda: _position(trainer, steps_per_epoch)),
             collate_fn=as_is,
             # Its own, because a loader draws a number from the global one whenever it is iterated.
             generator=torch.Generator(),
         )
         _run(trainer, learner, loader, folder, f"{what}: raise {key}.batch_size (now {settings.batch_size})")
+        if held_out is not None:
+            held_out.restore(student)
     return Fitted(model=student.eval(), curves=learner.curves)
+
+
+def _check_teaching(
+    loss: Distillation | None,
+    num_rows: int,
+    outputs: NDArray[np.float32] | None,
+    teachers: Sequence[nn.Module],
+    augment: Sequence[Augment],
+) -> None:
+    if (loss is None) != (outputs is None and not teachers):
+        raise ValueError("a distillation loss needs a teacher, and a teacher needs a distillation loss")
+    if outputs is None:
+        return
+    if augment:
+        raise ValueError("a teacher's outputs for the rows are not its outputs for what augmentation makes of them")
+    if loss is not None and any(loss.layers):
+        raise ValueError("a teacher's outputs do not tell what its layers give: lend the teacher itself")
+    if len(outputs) != num_rows:
+        raise ValueError(f"a teacher's {len(outputs)} outputs are no answers for {num_rows} rows")
+
+
+@contextmanager
+def _lesson(
+    loss: Distillation | None, student: nn.Module, teachers: Sequence[nn.Module], rows: Rows, seed: int
+) -> Iterator[Lesson | None]:
+    """What the student is taught; afterwards it and its teachers are without hooks."""
+    from hasten.training.lesson import Lesson
+
+    if loss is None:
+        yield None
+        return
+    lesson = Lesson(
+        loss, student, teachers, {name: torch.from_numpy(few[:2]) for name, few in rows.inputs.items()}, seed
+    )
+    try:
+        yield lesson
+    finally:
+        lesson.close()
+
+
+def _divided(
+    data: Batches, rows: Rows, settings: TrainingSettings, seed: int, key: str
+) -> tuple[Batches, Batches | None]:
+    """Rows to train on and, with a patience, those that are held out."""
+    from hasten.training.held_out import divide
+
+    if settings.patience is None:
+        return data, None
+    if len(rows) < 2:
+        raise PassError(f"{key}.patience needs a row to train on and a row to hold out, got {len(rows)}")
+    train, judge = divide(len(rows), settings.held_out, seed, in_order=rows.in_order)
+    return data.part(train), data.part(judge)
 
 
 def _position(trainer: pl.Trainer, steps_per_epoch: int) -> tuple[int, int]:
@@ -144,11 +206,11 @@ def _identity(models: Sequence[nn.Module], data: Batches, knobs: list[Any]) -> s
     weights = (tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
     for tensor in (*weights, *data.tensors):
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _trainer(epochs: int, folder: Path, checkpoint_seconds: float, watch: pl.Callback) -> pl.Trainer:
+def _trainer(epochs: int, folder: Path, checkpoint_seconds: float, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.plugins.environments import LightningEnvironment
@@ -169,7 +231,7 @@ def _trainer(epochs: int, folder: Path, checkpoint_seconds: float, watch: pl.Cal
         accelerator="cpu",
         devices=1,
         max_epochs=epochs,
-        callbacks=[RandomState(), watch, checkpoints],
+        callbacks=[RandomState(), *callbacks, checkpoints],
         # Named, so that a SLURM or torchrun environment round the process is not taken for a cluster to join.
         plugins=[LightningEnvironment(), DurableCheckpoints()],
         default_root_dir=folder,

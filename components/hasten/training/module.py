@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from hasten.artefacts.module import forward
 from hasten.core.errors import PassError
-from hasten.core.interfaces import Augment, Distillation, Progress, Task
+from hasten.core.interfaces import Augment, Progress, Task
 from hasten.core.sections import TrainingSettings
 from hasten.training.determinism import random_state, restore_random_state
+from hasten.training.lesson import Lesson
+from hasten.training.schedule import scheduler
 
 
 class Learner(pl.LightningModule):  # type: ignore[misc]
-    """A model under AdamW and a one-cycle learning rate, with its curves.
+    """A model under AdamW with a learning rate for each step, and its curves.
 
     The curves and the sums of the epoch under way are part of the checkpoint, and an epoch is closed by the count of
     steps and not by a hook, so that they come out the same wherever a training was interrupted.
@@ -28,9 +30,8 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         task: whose loss is minimised where there is no other.
         names: of the model's inputs. A batch holds them in this order, then the targets, then the teacher's outputs.
         classes: whether the targets are classes, so that there is an accuracy to follow.
-        loss: of student, teacher and targets; None for the task's.
+        lesson: that the model is taught; None for the task's loss.
         augment: what is done to the inputs of a batch, one after the other.
-        teacher: answers augmented batches itself; None where its outputs come with the batch.
         steps_per_epoch: batches of a whole epoch.
         identity: of the training, kept in its checkpoints.
         what: is trained, for error messages.
@@ -45,33 +46,23 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         *,
         names: Sequence[str],
         classes: bool,
-        loss: Distillation | None,
+        lesson: Lesson | None,
         augment: Sequence[Augment],
-        teacher: nn.Module | None,
         steps_per_epoch: int,
         identity: str,
         what: str,
         key: str,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.lesson = model, lesson
         self._task, self._settings, self._steps_per_epoch = task, settings, steps_per_epoch
-        self._names, self._classes, self._loss, self._augment = names, classes, loss, augment
-        self._teacher = [teacher]  # in a list, so that it is no part of what is trained and kept in checkpoints
+        self._names, self._classes, self._augment = names, classes, augment
         self.identity, self._what, self._key = identity, what, key
         self.curves: dict[str, list[float]] = {name: [] for name in curve_names(classes)}
         self._sums = {"loss": 0.0, "correct": 0, "rows": 0}
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        inputs: Mapping[str, Tensor] = dict(zip(self._names, batch, strict=False))
-        targets, *taught = batch[len(self._names) :]
-        for change in self._augment:
-            inputs = change(inputs)
-        outputs = forward(self.model, inputs)
-        if self._loss:
-            loss = self._loss.loss(outputs, taught[0] if taught else self._answer(inputs), targets, self._task)
-        else:
-            loss = self._task.loss(outputs, targets)
+        loss, outputs, targets = self._judged(batch, self._augment)
         value = loss.item()
         if not math.isfinite(value):
             raise PassError(
@@ -81,11 +72,20 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self._record(value, int((outputs.argmax(1) == targets).sum()) if self._classes else 0, len(targets))
         return loss
 
-    def _answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        (teacher,) = self._teacher
-        assert teacher is not None
-        with torch.no_grad():
-            return forward(teacher, inputs)
+    def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """What training minimises, of rows as they are: a scalar, mean of the batch."""
+        return self._judged(batch, ())[0]
+
+    def _judged(self, batch: tuple[Tensor, ...], augment: Sequence[Augment]) -> tuple[Tensor, Tensor, Tensor]:
+        inputs: Mapping[str, Tensor] = dict(zip(self._names, batch, strict=False))
+        targets, *answers = batch[len(self._names) :]
+        for change in augment:
+            inputs = change(inputs)
+        outputs = forward(self.model, inputs)
+        if self.lesson is None:
+            return self._task.loss(outputs, targets), outputs, targets
+        loss = self.lesson(inputs, outputs, answers[0] if answers else None, targets, self._task)
+        return loss, outputs, targets
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(
@@ -94,9 +94,8 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
             weight_decay=self._settings.weight_decay,
             fused=True,
         )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self._settings.lr, total_steps=self._settings.epochs * self._steps_per_epoch
-        )
+        total_steps = self._settings.epochs * self._steps_per_epoch
+        schedule = scheduler(self._settings.schedule, optimizer, self._settings.lr, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

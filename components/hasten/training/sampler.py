@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,16 +64,28 @@ def _order(num_rows: int, seed: int, epoch: int) -> Tensor:
 
 
 class Batches(Dataset[tuple[Tensor, ...]]):
-    """Tensors of equal length, indexed a whole batch at a time: one gather per tensor instead of Python per row."""
+    """Tensors of equal length, indexed a whole batch at a time: one gather per tensor instead of Python per row.
 
-    def __init__(self, *tensors: Tensor) -> None:
-        self.tensors = tensors
+    Tensors may be mapped from a file: a batch reads its own rows of it.
+
+    Args:
+        rows: the part of the tensors' rows that there is; None for all.
+    """
+
+    def __init__(self, *tensors: Tensor, rows: Sequence[int] | None = None) -> None:
+        self.tensors, self._rows = tensors, rows
 
     def __len__(self) -> int:
-        return len(self.tensors[0])
+        return len(self.tensors[0] if self._rows is None else self._rows)
 
     def __getitems__(self, rows: list[int]) -> tuple[Tensor, ...]:
+        if self._rows is not None:
+            rows = [self._rows[row] for row in rows]
         return tuple(tensor[rows] for tensor in self.tensors)
+
+    def part(self, rows: Sequence[int]) -> Batches:
+        """These rows alone, of all that the tensors have; nothing is copied."""
+        return Batches(*self.tensors, rows=rows)
 
 
 def as_is(batch: Any) -> Any:
