@@ -18,7 +18,7 @@ Removal = Mapping[str, Tensor]
 """Group -> units that go, (chains, number) int64."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Slice:
     """The places on one axis of one parameter that belong to the units of a group.
 
@@ -42,7 +42,7 @@ class Slice:
     judged: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
     """Units of one kind, of which any number may go while the model still runs: channels, attention heads, or hidden
     units of recurrent layers.
@@ -80,7 +80,7 @@ class Group:
         return min(self.num_units, max(self.multiple, round(wanted / self.multiple) * self.multiple))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Ranked:
     """A group with its units in the order in which they go.
 

@@ -106,7 +106,7 @@ class Meeting:
     """Widths that meet a latency.
 
     Attributes:
-        predicted_ms: by the last table.
+        predicted_ms: by the last table, scaled to what was measured of its earlier choices.
         measured_ms: of the network with these widths.
         curve: share of the units that all groups keep -> milliseconds, as measured and made to rise.
         tables: in the order in which they were measured.
@@ -123,12 +123,17 @@ class Meeting:
         """Difference of prediction and measurement, relative to the latter."""
         return abs(self.predicted_ms - self.measured_ms) / self.measured_ms
 
+    def holds(self, target_ms: float) -> bool:
+        """Whether the latency is met, and was foreseen."""
+        return self.measured_ms <= target_ms * (1 + ABOVE) and self.miss <= CLOSE
+
 
 def meet(ranked: Sequence[Ranked], target_ms: float, timer: Timer, alike: Alike) -> Meeting:
     """Widths of least loss that meet the latency: a uniform point near it, a table round it, and a choice from that.
 
-    What was chosen is timed. Where it is above the target, or far from its prediction, the table is measured again
-    round it, because what a width is worth depends on those of its neighbours.
+    What was chosen is timed. Where it is above the target, or far from its prediction, the table is scaled to what was
+    measured, and at last measured again round what it chose, because what a width is worth depends on those of its
+    neighbours.
 
     Raises:
         PassError: the narrowest widths don't meet the latency.
@@ -139,30 +144,39 @@ def meet(ranked: Sequence[Ranked], target_ms: float, timer: Timer, alike: Alike)
     tried: list[Meeting] = []
     for _ in range(CENTRES):
         tables.append(_measured(ranked, centre, timer, alike))
-        aim_ms = target_ms
-        for _ in range(AIMS):
-            chosen = tables[-1].choose(ranked, aim_ms)
-            if chosen is None:
-                break
-            (measured,) = timer([chosen])
-            predicted = tables[-1].predicted_ms(chosen)
-            log.info("predicted %.4g ms from the latency table, measured %.4g ms", predicted, measured)
-            tried.append(
-                Meeting(kept=chosen, predicted_ms=predicted, measured_ms=measured, curve=curve, tables=tuple(tables))
-            )
-            if measured <= target_ms * (1 + ABOVE):
-                break
-            aim_ms *= target_ms / measured
-        if not tried or (tried[-1].measured_ms <= target_ms * (1 + ABOVE) and tried[-1].miss <= CLOSE):
+        tried += _choices(ranked, target_ms, timer, curve, tables)
+        if not tried or tried[-1].holds(target_ms):
             break
         centre = tried[-1].kept
     if not tried:
         raise _too_slow(target_ms, min(_narrowest_ms(table) for table in tables))
     met = [each for each in tried if each.measured_ms <= target_ms * (1 + ABOVE)]
-    if not met:
-        return min(tried, key=lambda each: each.measured_ms)
-    believed = [each for each in met if each.miss <= CLOSE]
-    return min(believed or met, key=lambda each: _loss(ranked, each.kept) if believed else each.miss)
+    held = [each for each in met if each.holds(target_ms)]
+    if held:
+        return min(held, key=lambda each: _loss(ranked, each.kept))
+    return min(met, key=lambda each: each.miss) if met else min(tried, key=lambda each: each.measured_ms)
+
+
+def _choices(
+    ranked: Sequence[Ranked], target_ms: float, timer: Timer, curve: Mapping[float, float], tables: Sequence[Table]
+) -> list[Meeting]:
+    """What the last table chooses, timed; and again with the table scaled to what was measured, until it holds."""
+    tried: list[Meeting] = []
+    scale = 1.0
+    for _ in range(AIMS):
+        chosen = tables[-1].choose(ranked, target_ms / scale)
+        if chosen is None or any(chosen == each.kept for each in tried):
+            break
+        predicted = scale * tables[-1].predicted_ms(chosen)
+        (measured,) = timer([chosen])
+        log.info("predicted %.4g ms from the latency table, measured %.4g ms", predicted, measured)
+        tried.append(
+            Meeting(kept=chosen, predicted_ms=predicted, measured_ms=measured, curve=curve, tables=tuple(tables))
+        )
+        if tried[-1].holds(target_ms):
+            break
+        scale *= measured / predicted
+    return tried
 
 
 def rising(values: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
@@ -174,26 +188,17 @@ def rising(values: Sequence[float], weights: Sequence[float] | None = None) -> l
 
 
 def timed_widths(group: Group, centre: int) -> tuple[int, ...]:
-    """At most `WIDTHS` of the group's widths: the ends, the present one, and others, closer together near it."""
-    widths = group.widths
-    if len(widths) <= WIDTHS:
-        return widths
-    below = widths.index(centre)
-    above = len(widths) - 1 - below
-    num_above = min(2, above)
-    num_below = min(WIDTHS - 1 - num_above, below)
-    num_above = min(WIDTHS - 1 - num_below, above)
-    places = {below - distance for distance in _distances(below, num_below)}
-    places |= {below + distance for distance in _distances(above, num_above)}
-    return tuple(widths[place] for place in sorted(places))
+    """At most `WIDTHS` of the group's widths: the ends, the present one, and multiples of a round number.
 
-
-def _distances(farthest: int, number: int) -> list[int]:
-    """Zero and so many distances up to the farthest, growing as squares, each at least one more than the last."""
-    found = [0]
-    for step in range(1, number + 1):
-        found.append(max(found[-1] + 1, round(farthest * (step / number) ** 2)))
-    return found
+    What suits vector units and tiles are multiples of powers of two, and between two of them a width may well be slower
+    than the wider one.
+    """
+    if len(group.widths) <= WIDTHS:
+        return group.widths
+    step = group.multiple
+    while len(aligned := [width for width in group.widths if width % step == 0]) > WIDTHS - 3:
+        step *= 2
+    return tuple(sorted({group.widths[0], *aligned, centre, group.num_units}))
 
 
 def _uniform_curve(ranked: Sequence[Ranked], timer: Timer) -> dict[float, float]:

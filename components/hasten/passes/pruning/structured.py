@@ -159,7 +159,7 @@ class _Work:
             "resized": resized(model, pruned),
         }
         if table is not None:
-            step["latency_table"] = _as_data(table)
+            step["latency_table"] = {"whole_ms": self.budget, **_as_data(table)}
             notes.append(self._told(table))
         return _Cut(model=pruned, step=step, notes=tuple(notes))
 

@@ -47,14 +47,9 @@ def structure(model: nn.Module, example: Mapping[str, Tensor], *, round_to: int,
     found += recurrent.find(probed, example, round_to)
     place = {name: number for number, (name, _) in enumerate(probed.named_modules())}
     found.sort(key=lambda group: place[group.name])
-    groups, notes = [], []
-    for group in found:
-        # torch-pruning knows what channels do; that heads and hidden units are laid out as usual has to be tried.
-        if group.kind == "channels" or group.num_units == 1 or _can_do_without(probed, group, example):
-            groups.append(group)
-        else:
-            notes.append(f"{group.kind} of {group.name} stay whole: the model counts on all {group.num_units}.")
-    return Structure(groups=tuple(groups), notes=tuple(notes))
+    whole = _indispensable(probed, [group for group in found if group.kind != "channels"], example)
+    notes = [f"{group.kind} of {group.name} stay whole: the model counts on all {group.num_units}." for group in whole]
+    return Structure(groups=tuple(group for group in found if group not in whole), notes=tuple(notes))
 
 
 def without(model: nn.Module, example: Mapping[str, Tensor], groups: Sequence[Group], removed: Removal) -> nn.Module:
@@ -102,17 +97,27 @@ def check_outputs(model: nn.Module, pruned: nn.Module, example: Mapping[str, Ten
         raise PassError(f"{type(model).__name__} gives {tuple(given)} with fewer channels instead of {tuple(wanted)}")
 
 
-def _can_do_without(model: nn.Module, group: Group, example: Mapping[str, Tensor]) -> bool:
-    """Whether the model without a unit gives what it gives when the unit is silent."""
+def _indispensable(model: nn.Module, groups: Sequence[Group], example: Mapping[str, Tensor]) -> list[Group]:
+    """The groups of which the model needs every unit.
+
+    torch-pruning knows what channels do; that heads and hidden units are laid out as usual has to be tried.
+    """
+    groups = [group for group in groups if group.num_units > 1]
+    if not groups or _can_do_without(model, groups, example):  # all at once: each try traces the model again
+        return []
+    return [group for group in groups if not _can_do_without(model, [group], example)]
+
+
+def _can_do_without(model: nn.Module, groups: Sequence[Group], example: Mapping[str, Tensor]) -> bool:
+    """Whether the model without one unit of each group gives what it gives when these units are silent."""
     silent = copy.deepcopy(model)
-    for each in group.slices:
-        if each.reads:
-            silent.get_parameter(each.parameter).data.index_fill_(each.axis, each.places[each.units == 0], 0.0)
-    unit = torch.zeros(group.chains, 1, dtype=torch.int64)
+    for each in (each for group in groups for each in group.slices if each.reads):
+        silent.get_parameter(each.parameter).data.index_fill_(each.axis, each.places[each.units == 0], 0.0)
+    removed = {group.name: torch.zeros(group.chains, 1, dtype=torch.int64) for group in groups}
     try:
         with torch.no_grad():
             before, wanted = forward(model, example), forward(silent, example)
-            given = forward(without(model, example, [group], {group.name: unit}), example)
+            given = forward(without(model, example, groups, removed), example)
     except (PassError, RuntimeError, ValueError, IndexError):
         return False
     if given.shape != wanted.shape:
