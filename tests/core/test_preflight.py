@@ -132,6 +132,10 @@ WRONG = [
         "epochs must be an integer of at least 0, got -1 (distillation.assistant.training.epochs)",
     ),
     (
+        ("distillation=assistant", "student=mlp", "distillation.assistant.arch=null"),
+        "distillation.assistant.arch must have a _target_, got None; no assistant is distillation.assistant=null",
+    ),
+    (
         ("distillation=soft_labels", "student=mlp", "distillation.assistant={arch: null}"),
         "distillation.assistant must spell arch, checkpoint, checkpoint_keys, training, got {'arch': None}",
     ),

@@ -183,6 +183,11 @@ def _teachers(config: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(assistant, Mapping) or set(assistant) != set(ASSISTANT):
         yield f"distillation.assistant must spell {', '.join(ASSISTANT)}, got {assistant!r}"
         return
+    arch = assistant["arch"]
+    if not (isinstance(arch, Mapping) and arch.get("_target_")):
+        none = "no assistant is distillation.assistant=null"
+        yield f"distillation.assistant.arch must have a _target_, got {arch!r}; {none}"
+        return
     yield from _checkpoint(assistant, "distillation.assistant")
     if not config["student"].get("arch"):
         yield "distillation.assistant needs a student to teach: student=..., or distillation.assistant=null"

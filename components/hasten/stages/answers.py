@@ -38,10 +38,9 @@ class Answers(Stage):
     name: str = "answers"
 
     def wanted(self, recipe: Recipe) -> bool:
-        node = recipe.section("distillation")
-        if not declared(node) or (self.name != "answers" and not node.get("assistant")):
+        if not declared(recipe.section("distillation")) or _asked_while_training(recipe):
             return False
-        return not _asked_while_training(recipe)
+        return self.name == "answers" or bool(recipe.section("distillation.assistant"))
 
     def ingredients(self, recipe: Recipe, keys: Mapping[str, str]) -> Ingredients:
         return Ingredients(
