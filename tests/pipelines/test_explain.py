@@ -55,13 +55,13 @@ def explain(
 ) -> tuple[int, dict[str, dict[str, str]], str]:
     """Exit code, title of each table -> first column -> the others, and all that was printed."""
     monkeypatch.setenv("COLUMNS", "400")
-    code = cli.run(["explain", *arguments])
+    code = cli.run([*arguments, "explain"])
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
     tables: dict[str, dict[str, str]] = {}
     for line in captured.out.splitlines():
         name, _, rest = line.strip().partition("  ")
-        if line.startswith("  ") and tables:
+        if line.startswith("  ") and line.strip() and tables:
             tables[next(reversed(tables))][name] = " | ".join(re.split(r" {2,}", rest.strip()))
         elif line.strip():
             tables[line.strip()] = {}
@@ -108,7 +108,7 @@ def test_the_matrix_names_the_reason_of_every_no(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hasten.engines.checks.find_spec", lambda name: None if name == "openvino" else name)
-    rows = table(explain(capsys, monkeypatch)[1], "what engines run")
+    rows = table(explain(capsys, monkeypatch, "strategy=[engine]")[1], "what engines run")
     first = next(iter(rows))
     columns = [first, *rows[first].split(" | ")]
     cells = dict(zip(columns, rows["quantization=none"].split(" | "), strict=True))
@@ -122,7 +122,8 @@ def test_the_matrix_names_the_reason_of_every_no(
 def test_tells_every_reason_why_a_combination_is_refused_and_that_is_no_failure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, tables, _ = explain(capsys, monkeypatch, "distillation=soft_labels", "quantization=static")
+    typed = ("distillation=soft_labels", "quantization=static", "strategy=[engine]")
+    code, tables, _ = explain(capsys, monkeypatch, *typed)
     assert code == 0
     assert list(tables["refused:"]) == [
         "distillation=soft_labels needs student=..., pruning=... or a quantization=... that trains, and the recipe has "

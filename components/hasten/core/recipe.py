@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from hasten.core.errors import ConfigError
 from hasten.core.files import digest
 from hasten.core.groups import GROUPS
-from hasten.core.search import Edit, covering
+from hasten.core.interfaces import Edit
+from hasten.core.search import covering
 from hasten.core.trial import Strategy
 
 UNTOUCHED = ("student=same", "distillation=none", "pruning=none", "quantization=none", "engine=eager")
