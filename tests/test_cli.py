@@ -103,7 +103,10 @@ WRONG = [
     (["model.checkpoint=nowhere.safetensors"], ["model.checkpoint=nowhere.safetensors"]),
     (["model.training.epochs=0"], ["model.training.epochs=0"]),
     (["run", "quantization=static"], ["engine=eager", "quant"]),
-    (["run", "distillation=soft_labels"], ["distillation=soft_labels needs student or pruning"]),
+    (
+        ["run", "distillation=soft_labels"],
+        ["distillation=soft_labels needs student=..., pruning=... or a quantization=... that trains"],
+    ),
     (["run", "student.training.epochs=3"], ["student.training"]),
     (["seed"], ["seed"]),
     (["run", "hydra.run.dir=rows.npz/out"], ["rows.npz", "Not a directory"]),

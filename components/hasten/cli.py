@@ -103,6 +103,7 @@ def help_text(folders: Sequence[Path]) -> str:
         "  hasten                                       optimise the default experiment",
         "  hasten run pruning=structured engine=openvino   build and measure one recipe",
         "  hasten profile                               where the time goes on the target, and the bottleneck",
+        "  hasten explain pruning=structured            what goes with what, what this recipe does or why it can't",
         "  hasten doctor                                what works on this machine, and how to get what does not",
         "  hasten init                                  write a small project of your own to start from",
         "  hasten -m run pruning=none,structured        sweep recipes over the same store",

@@ -55,6 +55,35 @@ def optimised(hasten: Any, loop: tuple[str, ...]) -> Any:
     return hasten(*loop)
 
 
+JOINT = """
+# @package strategies.joined
+# Channels and the engine together
+addresses: {overhead: 4.0, compute: 4.0, memory: 4.0}
+attempts: [[pruning=structured, pruning.sparsity=0.5]]
+search:
+  halving:
+    space: {engine: [[engine=onnxruntime]]}
+    rungs: [[pruning.training.epochs=0], [pruning.training.epochs=1]]
+    keep: 0.5
+cost: 5
+by_default: false
+"""
+
+
+def test_a_joint_search_trains_what_was_fast_before_it_was_trained(hasten: Any, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "strategy").mkdir(parents=True)
+    (tmp_path / "conf" / "strategy" / "joined.yaml").write_text(JOINT.lstrip())
+    # No loss at all is tolerated, so that the first rung is not good enough, however well it may do.
+    named = ("strategy=[joined]", "objective.max_drop=0", "planner.max_trials=4")
+    done = hasten("--config-dir", "conf", "optimize", *named)
+    assert done.code == 0, done.told
+    chosen = ["pruning=structured", "pruning.sparsity=0.5", "engine=onnxruntime"]
+    assert [trial["edit"] for trial in done.summary["trials"][1:]] == [
+        [*chosen, "pruning.training.epochs=0"],
+        [*chosen, "pruning.training.epochs=1"],
+    ]
+
+
 def test_every_trial_has_a_verdict_with_its_reason(optimised: Any) -> None:
     assert optimised.code == 0, optimised.told
     trials = optimised.summary["trials"]

@@ -70,11 +70,28 @@ def check(recipe: Recipe) -> None:
     Raises:
         ConfigError: with one line for each problem.
     """
-    problems = _once(_problems(recipe))
-    if not problems:
-        problems = list(_combinations(recipe))
-    if problems:
+    check_values(recipe)
+    if problems := refusals(recipe):
         raise ConfigError(*problems)
+
+
+def check_values(recipe: Recipe) -> None:
+    """Holds every value of a recipe against the signature, type and range of what it is for.
+
+    Raises:
+        ConfigError: with one line for each problem.
+    """
+    if problems := _once(_problems(recipe)):
+        raise ConfigError(*problems)
+
+
+def refusals(recipe: Recipe) -> list[str]:
+    """Why a recipe whose values are right makes no sense as a combination, one line for each reason; empty if it does.
+
+    Raises:
+        ConfigError: a component does not import.
+    """
+    return list(_combinations(recipe))
 
 
 def _once(problems: Iterator[str]) -> list[str]:
@@ -288,8 +305,14 @@ def _range(metadata: list[Any]) -> str:
     return ""
 
 
+def needed(wanted: str) -> str:
+    """An entry of `requires` in words: `student=..., pruning=... or a quantization=... that trains`."""
+    groups = [name.partition(".")[::2] for name in wanted.split("|")]
+    *first, last = [f"a {group}=... that trains" if knob == "training" else f"{group}=..." for group, knob in groups]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def _combinations(recipe: Recipe) -> Iterator[str]:
-    """Combinations that make no sense; only asked of recipes whose parts are right."""
     config = recipe.config
     chosen = {group: bool(config[group].get("_target_")) for group in ("distillation", "pruning", "quantization")}
     chosen["student"] = bool(config["student"].get("arch"))
@@ -307,8 +330,7 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
         component = locate(config[group]["_target_"], group)
         for wanted in getattr(component, "requires", ()):
             if not any(chosen.get(name, False) for name in wanted.split("|")):
-                users = " or ".join(wanted.split("|"))
-                yield f"{group}={recipe.option(group)} needs {users}: nothing else would use it"
+                yield f"{group}={recipe.option(group)} needs {needed(wanted)}, and the recipe has none"
         for banned in getattr(component, "never_with", ()):
             other, _, option = banned.partition("=")
             if recipe.option(other) == option:

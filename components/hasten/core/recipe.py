@@ -211,9 +211,19 @@ class Composer:
         Raises:
             ConfigError: a strategy does not say what it needs to, or edits what there is not.
         """
-        named = [_parse(text).value() for text in self.walk if text.startswith("strategy=")]
-        names = named[-1] if named else self.options("strategy")
-        names = [str(name) for name in (names if isinstance(names, list) else [names])]
+        strategies = self.declared_strategies()
+        if self._named_strategies is None:
+            strategies = tuple(strategy for strategy in strategies if strategy.by_default)
+        self._check_attempts(strategies)
+        return strategies
+
+    def declared_strategies(self) -> tuple[Strategy, ...]:
+        """The strategies that the user named, or every one on the config search path, whatever they may try.
+
+        Raises:
+            ConfigError: a strategy does not say what it needs to.
+        """
+        names = self.options("strategy") if self._named_strategies is None else self._named_strategies
         config = self._config([*self.base, *self.walk, f"strategy=[{','.join(names)}]"])
         found = OmegaConf.to_container(config.strategies, resolve=True) if config.strategies else {}
         assert isinstance(found, dict)
@@ -225,11 +235,14 @@ class Composer:
                 f"strategy/{name}.yaml needs the first line: # @package strategies.{name}" for name in unpackaged
             )
             raise ConfigError(*missing)
-        strategies = tuple(_strategy(str(name), node) for name, node in sorted(nodes.items()))
+        return tuple(_strategy(str(name), node) for name, node in sorted(nodes.items()))
+
+    @property
+    def _named_strategies(self) -> list[str] | None:
+        named = [_parse(text).value() for text in self.walk if text.startswith("strategy=")]
         if not named:
-            strategies = tuple(strategy for strategy in strategies if strategy.by_default)
-        self._check_attempts(strategies)
-        return strategies
+            return None
+        return [str(name) for name in (named[-1] if isinstance(named[-1], list) else named)]
 
     def _check_attempts(self, strategies: Sequence[Strategy]) -> None:
         """Every edit has to compose: as it is, or at least where all the others' options were chosen before it.
@@ -252,6 +265,27 @@ class Composer:
         except ConfigError:
             return False
         return True
+
+    def choices(self, recipe: Recipe) -> dict[str, str]:
+        """Group -> the option that a recipe has of it."""
+        config = compose(config_name="config", overrides=[*recipe.overrides, *self.walk], return_hydra_config=True)
+        return {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
+
+    def node(self, group: str, option: str, recipe: Recipe) -> Mapping[str, Any]:
+        """What the file of an option spells, as it is resolved beside the other sections of a recipe.
+
+        Raises:
+            ConfigError: it does not compose, or refers to what there is not.
+        """
+        try:
+            spelt = OmegaConf.to_container(compose(config_name=f"{group}/{option}"))
+            assert isinstance(spelt, dict)
+            beside = OmegaConf.create({**recipe.config, group: spelt.get(group)})
+            resolved = OmegaConf.to_container(beside, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error, [f"{group}={option}"]) from error
+        assert isinstance(resolved, dict)
+        return resolved[group] or {}
 
     def options(self, group: str) -> list[str]:
         """Options of a group on the config search path."""

@@ -160,6 +160,21 @@ class Screen:
             table.add_row(Text(f"  {finding.name}"), state, Text(finding.told))
         self._console.print(table)
 
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A titled table of texts, folded and never cut; the first column is not even folded."""
+        table = _table(*columns)
+        table.columns[0].no_wrap = True
+        for row in rows:
+            table.add_row(*map(Text, row))
+        self._console.print(Text(title, "bold"))
+        self._console.print(Padding(table, (0, 0, 1, 2)))
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Sentences, each from the start of a line."""
+        for line in lines:
+            self._console.print(Text(line))
+        self._console.print()
+
     def profile(self, profile: Profile, title: str) -> None:
         """Where a request's time goes, each kind of operators against the roofline, and the bottleneck that follows."""
         table = _table("operators", ">calls", ">share", ">time", ">GFLOP/s", ">roof", "bound by")
