@@ -12,9 +12,9 @@ from annotated_types import Gt, Interval
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from hasten.artefacts.statistics import estimate_statistics
 from hasten.core.errors import ConfigError, PassError
 from hasten.core.interfaces import Bench, ModulePass, Surgery
-from hasten.passes.pruning.statistics import estimate_statistics
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.Embedding)
 """Modules whose parameters of at least two axes are weights; norms, biases and bare parameters stay as they are."""

@@ -15,9 +15,9 @@ from annotated_types import Ge, Interval
 from torch import Tensor, nn
 
 from hasten.artefacts.module import forward, resized
+from hasten.artefacts.statistics import estimate_statistics
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Bench, ModulePass, Surgery
-from hasten.passes.pruning.statistics import estimate_statistics
 
 _WHOLE = (nn.MultiheadAttention, nn.LSTM, nn.Embedding)
 """Modules whose width can't be changed a channel at a time."""
