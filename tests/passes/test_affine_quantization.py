@@ -21,7 +21,7 @@ from hasten.artefacts.module import build, rebuild, save
 from hasten.artefacts.statistics import estimate_statistics
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Columns, Graph, Input, Rows, Signature
-from hasten.passes.quantization import affine, simulation
+from hasten.passes.quantization import affine, widths
 from hasten.passes.quantization.affine import AffineQuantization
 from hasten.passes.quantization.fake import affine_quantizer
 
@@ -297,7 +297,7 @@ def test_bias_correction_takes_the_mean_shift_of_every_layer_back(residual: Grap
         return [float((one - other).abs().max()) for one, other in zip(*means, strict=True)]
 
     assert max(shifts(quantized)) > 0.1
-    simulation.correct_means(quantized, reference, paths, calibration)
+    widths.correct_means(quantized, reference, paths, calibration)
     assert max(shifts(quantized)) < 1e-4
 
 
@@ -323,6 +323,16 @@ def test_eight_bits_are_placed_as_integers_with_the_trained_weights(
     given = rows(50, *SHAPE, seed=1)
     expected = outputs(trained, given)
     assert np.abs(run(tmp_path / "model.onnx", given, family) - expected).mean() < 0.1 * np.ptp(expected)
+
+
+def test_eight_bits_leave_the_layers_to_be_kept_in_floats(residual: Graph, tmp_path: Path) -> None:
+    method = AffineQuantization(keep=("last",))
+    assert method(residual, rows(64, *SHAPE), "onnxruntime", tmp_path, Bench(*SHAPE)) == (
+        "classifier stay in floats (quantization.keep)",
+    )
+    initializers = onnx.load(tmp_path / "model.onnx").graph.initializer
+    types = {len(each.dims): each.data_type for each in initializers if len(each.dims) > 1}
+    assert types == {4: onnx.TensorProto.INT8, 2: onnx.TensorProto.FLOAT}
 
 
 def test_without_vnni_the_weights_keep_to_seven_bits(

@@ -12,12 +12,13 @@ from annotated_types import Ge, Interval
 from hasten.core.files import read_json
 from hasten.core.interfaces import Bench, Columns, Graph, TrainedGraphPass
 from hasten.core.processor import has_vnni
+from hasten.passes.quantization.placement import Placement
 from hasten.passes.quantization.ranges import Histogram, Method, channel_ranges
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hasten.passes.quantization.simulation import Simulation
+    from hasten.passes.quantization.widths import Simulation
 
 _PLACED = ("onnxruntime", "openvino")
 _REDUCED_BITS = 7
@@ -34,8 +35,8 @@ class AffineQuantization(TrainedGraphPass):
     into the quantized weights changes their scales alone.
 
     Where both widths are 8 and the engine is ONNX Runtime or OpenVINO, the weights are placed as the integers that the
-    engine runs, with the ranges of activations that its placer measures. All else is simulated: an ONNX graph of floats
-    that gives exactly what these widths give.
+    engine runs, and the ranges of activations are measured anew on the trained network. All else is simulated: an ONNX
+    graph of floats that gives exactly what these widths give.
 
     Attributes:
         weight_bits: of each weight.
@@ -68,7 +69,7 @@ class AffineQuantization(TrainedGraphPass):
     learned_ranges: bool = True
 
     def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path, bench: Bench) -> tuple[str, ...]:
-        from hasten.passes.quantization.simulation import check_family, simulate
+        from hasten.passes.quantization.widths import check_family, simulate
 
         check_family(family)
         rows = {name: values[: self.calibration_rows] for name, values in calibration.items()}
@@ -94,6 +95,7 @@ class AffineQuantization(TrainedGraphPass):
         """Writes the graph in integers, of the weights as they were trained."""
         from hasten.artefacts.capture import write_graph
         from hasten.artefacts.module import save, surgery
+        from hasten.passes.quantization.static import placer
 
         few = {name: values[:_REFERENCE_ROWS] for name, values in rows.items()}
         with TemporaryDirectory() as scratch:
@@ -102,14 +104,16 @@ class AffineQuantization(TrainedGraphPass):
                 folder.mkdir()
             save(module, read_json(graph.module / "module.json")["arch"], simulation.model, surgery(graph.module))
             trained = write_graph(simulation.model, module, graph.signature, few, floats)
-            if family == "onnxruntime":
-                from hasten.passes.quantization import onnxruntime
+            placer(family).place(trained, rows, self._placement(), file)
 
-                onnxruntime.place(trained, rows, self.per_channel, not has_vnni(), file)
-            else:
-                from hasten.passes.quantization import openvino
-
-                openvino.place(trained, rows, self.per_channel, not has_vnni(), file)
+    def _placement(self) -> Placement:
+        return Placement(
+            ranges=self.activation_ranges,
+            percentile=self.percentile,
+            per_channel=self.per_channel,
+            weights="s8" if has_vnni() else "s7",
+            keep=self.keep,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

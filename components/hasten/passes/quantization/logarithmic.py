@@ -49,7 +49,7 @@ class LogarithmicQuantization(TrainedGraphPass):
     bias_correction: bool = True
 
     def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path, bench: Bench) -> tuple[str, ...]:
-        from hasten.passes.quantization.simulation import check_family, simulate
+        from hasten.passes.quantization.widths import check_family, simulate
 
         check_family(family)
         rows = {name: values[: self.calibration_rows] for name, values in calibration.items()}
