@@ -70,7 +70,7 @@ WRONG = [
     (["run", "pruning=structured", "pruning.sparsty=0.3"], ["pruning.sparsty", "did you mean 'pruning.sparsity'?"]),
     (
         ["run", "pruning=structured", "pruning.sparsity=1.5"],
-        ["sparsity must be a number in [0, 1), got 1.5 (pruning.sparsity)"],
+        ["sparsity must be a number in [0, 1) or null, got 1.5 (pruning.sparsity)"],
     ),
     (
         ["run", "pruning=structured", "pruning.sparsity=half"],

@@ -39,6 +39,7 @@ from hasten.core.interfaces import (
     Signature,
     Task,
     Tracker,
+    TrainedGraphPass,
 )
 from hasten.core.preflight import check
 from hasten.core.recipe import Composer, Recipe, normalise
@@ -220,6 +221,7 @@ class Bench:
     """Rows of noise, and a fine-tuning that leaves the model as it is."""
 
     seed = 0
+    task = Classification()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -272,9 +274,10 @@ def test_a_graph_pass_works_on_a_copy_and_repeats_itself_for_some_engine(
 ) -> None:
     import onnxruntime
 
-    technique = made("quantization", option)
-    assert isinstance(technique, GraphPass)
-    rows = Bench(tmp_path).train.inputs
+    technique, bench = made("quantization", option), Bench(tmp_path)
+    assert isinstance(technique, GraphPass | TrainedGraphPass)
+    rows = bench.train.inputs
+    lent = (bench,) if isinstance(technique, TrainedGraphPass) else ()
     before = graph.onnx.read_bytes()
     families = {made("engine", name).family for kind, name in VALUES if kind == "engine"}
     placed = []
@@ -284,7 +287,8 @@ def test_a_graph_pass_works_on_a_copy_and_repeats_itself_for_some_engine(
             for folder in folders:
                 folder.mkdir(parents=True)
                 calibration = {name: values[: technique.calibration_rows] for name, values in rows.items()}
-                technique(graph, calibration if technique.calibration_rows else {}, family, folder)
+                notes = technique(graph, calibration if technique.calibration_rows else {}, family, folder, *lent)
+                assert all(isinstance(note, str) for note in notes)
         except PassError:  # it does not serve this family of engines
             continue
         first, second = (folder / "model.onnx" for folder in folders)

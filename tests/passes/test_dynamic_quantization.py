@@ -63,19 +63,19 @@ def _compiled(graph: Graph, file: Path, folder: Path) -> OnnxRuntime:
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("reduce_range", [True, False])
+@pytest.mark.parametrize(("weights", "top"), [("s7", 64), ("s8", 127)])
 @pytest.mark.parametrize("factor", [1, 100])
 def test_a_linear_layer_equals_affine_arithmetic_by_hand(
-    linear: Graph, tmp_path: Path, per_channel: bool, reduce_range: bool, factor: int
+    linear: Graph, tmp_path: Path, per_channel: bool, weights: str, top: int, factor: int
 ) -> None:
-    DynamicQuantization(per_channel=per_channel, reduce_range=reduce_range)(linear, {}, "onnxruntime", tmp_path)
+    DynamicQuantization(per_channel=per_channel, weights=weights)(linear, {}, "onnxruntime", tmp_path)
     rows = factor * _rows(20, (6,), seed=1)["input"]
     module = rebuild(linear.module)
     weight, bias = (tensor.detach().double().numpy() for tensor in (module.weight, module.bias))
     low, high = min(0.0, float(rows.min())), max(0.0, float(rows.max()))
     x_scale = (high - low) / 255
     x_integers = np.clip(np.round(rows / x_scale) + np.round(-low / x_scale), 0, 255) - np.round(-low / x_scale)
-    w_scale = np.abs(weight).max(axis=1 if per_channel else None, keepdims=True) / (64 if reduce_range else 127)
+    w_scale = np.abs(weight).max(axis=1 if per_channel else None, keepdims=True) / top
     expected = x_integers @ np.round(weight / w_scale).T * (x_scale * w_scale).reshape(-1) + bias
     np.testing.assert_allclose(_run(tmp_path / "model.onnx", {"input": rows}), expected, rtol=1e-4, atol=1e-4 * factor)
 

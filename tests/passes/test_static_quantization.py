@@ -19,6 +19,7 @@ from hasten.artefacts.module import build, rebuild, save
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Columns, Graph, Input, Signature
 from hasten.passes.quantization import openvino, static
+from hasten.passes.quantization.placement import Placement
 from hasten.passes.quantization.static import StaticQuantization
 
 SHAPE = (3, 8, 8)
@@ -75,10 +76,10 @@ def _integer_weights(file: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reduce_range", [False, True])
-def test_unfused_graph_equals_the_quantized_pytorch_graph(graph: Graph, tmp_path: Path, reduce_range: bool) -> None:
-    StaticQuantization(reduce_range=reduce_range)(graph, _rows(64), "openvino", tmp_path)
-    program = openvino.quantized(rebuild(graph.module), _signature(), _rows(64), True, reduce_range)
+@pytest.mark.parametrize("weights", ["s7", "s8"])
+def test_unfused_graph_equals_the_quantized_pytorch_graph(graph: Graph, tmp_path: Path, weights: str) -> None:
+    StaticQuantization(weights=weights)(graph, _rows(64), "openvino", tmp_path)
+    program = openvino.quantized(rebuild(graph.module), _signature(), _rows(64), Placement(weights=weights))
     for scale in (1, 10):  # inside of the calibrated range, and far outside
         rows = scale * _rows(100, seed=1)["input"]
         with torch.no_grad():
@@ -93,12 +94,12 @@ def test_unfused_graph_equals_the_quantized_pytorch_graph(graph: Graph, tmp_path
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("reduce_range", [True, False])
+@pytest.mark.parametrize("weights", ["s7", "s8", "u8"])
 def test_linear_layer_equals_affine_arithmetic_by_hand(
-    linear: Graph, tmp_path: Path, per_channel: bool, reduce_range: bool
+    linear: Graph, tmp_path: Path, per_channel: bool, weights: str
 ) -> None:
     calibration, rows = _rows(50, (6,))["input"], 2 * _rows(20, (6,), seed=1)["input"]
-    method = StaticQuantization(calibration_rows=50, per_channel=per_channel, reduce_range=reduce_range)
+    method = StaticQuantization(calibration_rows=50, per_channel=per_channel, weights=weights)
     method(linear, {"input": calibration}, "onnxruntime", tmp_path)
     module = rebuild(linear.module)
     weight, bias = (tensor.detach().double().numpy() for tensor in (module.weight, module.bias))
@@ -109,10 +110,10 @@ def test_linear_layer_equals_affine_arithmetic_by_hand(
 
     x_scale, x_zero = affine(calibration)
     y_scale, y_zero = affine(calibration @ weight.T + bias)
-    top = 64 if reduce_range else 127
+    top = {"s7": 64, "s8": 127, "u8": 127.5}[weights]
     w_scale = np.abs(weight).max(axis=1 if per_channel else None, keepdims=True) / top
     x_integers = np.clip(np.round(rows / x_scale) + x_zero, 0, 255) - x_zero
-    w_integers = np.round(weight / w_scale)
+    w_integers = np.clip(np.round(weight / w_scale), -128, 127)
     b_integers = np.round(bias / (x_scale * w_scale).squeeze())
     sums = x_integers @ w_integers.T + b_integers
     y_integers = np.clip(np.round(sums * (x_scale * w_scale / y_scale).reshape(-1)) + y_zero, 0, 255)
@@ -124,18 +125,66 @@ def test_linear_layer_equals_affine_arithmetic_by_hand(
         assert np.mean(steps < 0.01) > 0.95  # all but ties
 
 
-@FAMILIES
-@pytest.mark.parametrize(("vnni", "lowest", "highest"), [(True, -128, 127), (False, -64, 64)])
-def test_takes_seven_bits_for_weights_where_sums_would_saturate(
-    linear: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, vnni: bool, lowest: int, highest: int
+class _Engine:
+    """Places a file that says which weights it has, and is off by a given error for each of them."""
+
+    WITHOUT_VNNI = ("s7", "s8", "u8")
+
+    def __init__(self, errors: dict[str, float]) -> None:
+        self._errors = errors
+
+    def place(self, graph: Graph, rows: Columns, placement: Placement, file: Path) -> None:
+        file.write_text(placement.weights)
+
+    def outputs(self, file: Path, rows: Columns) -> np.ndarray:
+        error = 0.0 if file.suffix == ".onnx" and file.stat().st_size > 2 else self._errors[file.read_text()]
+        return np.array([[-1.0], [1.0]]) + error
+
+
+@pytest.mark.parametrize(
+    ("errors", "chosen"),
+    [
+        ((0.3, 0.4, 0.2), "s7"),  # slower ones have to halve the error
+        ((0.3, 0.2, 0.11), "s8"),
+        ((0.3, 0.4, 0.1), "u8"),
+    ],
+)
+def test_without_vnni_the_nearest_outputs_decide_on_the_weights(
+    linear: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, ...], chosen: str
 ) -> None:
-    monkeypatch.setattr(static, "has_vnni", lambda: vnni)
-    StaticQuantization()(linear, _rows(50, (6,)), family, tmp_path)
-    weights = [weight for weight in _integer_weights(tmp_path / "model.onnx") if weight.ndim == 2]
-    assert len(weights) == 1
-    assert lowest <= weights[0].min()
-    assert weights[0].max() <= highest
-    assert np.abs(weights[0].astype(int)).max() > 0.9 * highest
+    engine = _Engine(dict(zip(("s7", "s8", "u8"), errors, strict=True)))
+    monkeypatch.setattr(static, "has_vnni", lambda: False)
+    monkeypatch.setattr(static, "placer", lambda family: engine)
+    (note,) = StaticQuantization()(linear, _rows(8, (6,)), "any", tmp_path)
+    assert (tmp_path / "model.onnx").read_text() == chosen
+    figures = ", ".join(f"{name} {error:.2%}" for name, error in zip(("s7", "s8", "u8"), errors, strict=True))
+    assert note == f"weights={chosen}, whose outputs on 2 calibration rows are nearest: {figures}"
+
+
+@FAMILIES
+def test_with_vnni_weights_have_all_their_bits(
+    linear: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    monkeypatch.setattr(static, "has_vnni", lambda: True)
+    assert StaticQuantization()(linear, _rows(50, (6,)), family, tmp_path) == ()
+    (weight,) = (weight for weight in _integer_weights(tmp_path / "model.onnx") if weight.ndim == 2)
+    assert np.abs(weight.astype(int)).max() >= 127
+
+
+@FAMILIES
+def test_takes_what_it_finds_nearest_in_the_engine_itself(
+    linear: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """No kernel saturates on one layer of six small inputs: eight bits are nearer than seven."""
+    monkeypatch.setattr(static, "has_vnni", lambda: False)
+    (note,) = StaticQuantization()(linear, _rows(50, (6,)), family, tmp_path)
+    assert note.startswith("weights=s8, whose outputs on 50 calibration rows are nearest: s7 ")
+
+
+def test_unsigned_weights_are_for_onnxruntime(linear: Graph, tmp_path: Path) -> None:
+    with pytest.raises(PassError, match=r"choose s8 or s7 \(quantization\.weights\)"):
+        StaticQuantization(weights="u8")(linear, _rows(8, (6,)), "openvino", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @FAMILIES
@@ -173,7 +222,7 @@ def test_keeps_a_channel_of_small_weights(linear: Graph, tmp_path: Path) -> None
         module.weight[0] *= 1e-4
         module.bias.zero_()
     rows = _rows(64, (6,))
-    program = openvino.quantized(module, _signature((6,), 4), rows, True, False)
+    program = openvino.quantized(module, _signature((6,), 4), rows, Placement())
     quantized = [tensor for tensor in program.state_dict.values() if tensor.dtype == torch.int8]
     assert len(quantized) == 1
     assert quantized[0][0].int().abs().max() >= 127
@@ -202,6 +251,7 @@ _QUANTIZE = """
 import sys, numpy as np
 from pathlib import Path
 from hasten.artefacts.capture import read_graph
+from hasten.passes.quantization.placement import Placement
 from hasten.passes.quantization.static import StaticQuantization
 folder, out, family = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 rows = {"input": np.random.default_rng(0).standard_normal((40, 6), dtype=np.float32)}

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hasten.artefacts import module as artefact
+from hasten.artefacts.statistics import estimate_statistics
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Input, Rows
-from hasten.passes.pruning.statistics import estimate_statistics
 from hasten.passes.pruning.structured import StructuredPruning
 
 

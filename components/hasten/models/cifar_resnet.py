@@ -106,8 +106,9 @@ class ZeroPadded(nn.Module):
         x_BCHW = x_BCHW[:, :, :: self.stride, :: self.stride]
         # Not functional.pad: torch-pruning takes that for elementwise, and would remove channels of the convolutions
         # that are not the ones that the shortcut adds to. Of a concatenation it knows that it must leave it whole.
-        rows, _, height, width = x_BCHW.shape
-        before, after = (x_BCHW.new_zeros(rows, num, height, width) for num in (self.num_before, self.num_after))
+        # Zeros made of a channel, not of sizes: OpenVINO 2026.4 gets a dynamic batch of those wrong in integers.
+        zeros_B1HW = torch.zeros_like(x_BCHW[:, :1])
+        before, after = (zeros_B1HW.expand(-1, num, -1, -1) for num in (self.num_before, self.num_after))
         return torch.cat([before, x_BCHW, after], dim=1)
 
 

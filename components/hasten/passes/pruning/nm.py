@@ -11,11 +11,11 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from hasten.artefacts.statistics import estimate_statistics
 from hasten.core.errors import ConfigError, PassError
 from hasten.core.interfaces import Bench, ModulePass, Surgery, Target
 from hasten.passes.pruning.masks import End, Masked, Weight, prunable, zeros_note
 from hasten.passes.pruning.semi_structured import KERNELS
-from hasten.passes.pruning.statistics import estimate_statistics
 from hasten.passes.pruning.weight_importance import Importance, importances
 
 

@@ -11,6 +11,7 @@ from annotated_types import Ge, Interval
 from torch import Tensor, nn
 
 from hasten.artefacts.module import resized
+from hasten.artefacts.statistics import estimate_statistics
 from hasten.core.errors import ConfigError, PassError
 from hasten.core.interfaces import Bench, ModulePass, Surgery
 from hasten.passes.pruning.allocation import cheapest, uniform
@@ -18,7 +19,6 @@ from hasten.passes.pruning.costs import Costs, costs
 from hasten.passes.pruning.groups import Allocation, Ranked, removal
 from hasten.passes.pruning.importance import Importance, rank
 from hasten.passes.pruning.latency_table import Meeting, Timer, meet
-from hasten.passes.pruning.statistics import estimate_statistics
 from hasten.passes.pruning.surgery import check_outputs, cut_channels, structure, without
 
 Share = Annotated[float, Interval(ge=0, lt=1)]

@@ -11,10 +11,10 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
+from hasten.artefacts.statistics import estimate_statistics
 from hasten.core.errors import ConfigError, PassError
 from hasten.core.interfaces import Bench, ModulePass, Surgery
 from hasten.passes.pruning.masks import End, Masked, Weight, prunable, zeros_note
-from hasten.passes.pruning.statistics import estimate_statistics
 from hasten.passes.pruning.weight_importance import importances
 
 

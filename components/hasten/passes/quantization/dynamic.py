@@ -23,7 +23,8 @@ class DynamicQuantization(GraphPass):
         operators: ONNX operators whose constant weights are quantized. `Conv` gets smaller and no faster; `Gather`, the
             tables of embeddings, gets smaller and is turned back into floats row by row.
         per_channel: one weight scale per output channel instead of one per tensor, where the operator can.
-        reduce_range: 7-bit weights, which can't saturate the 16-bit sums of processors without VNNI. None: there only.
+        weights: `s8` (with sign), `s7` (of 7 bits) or `u8`. Processors without VNNI add pairs of products in 16 bits,
+            which saturate with `s8`; `s7` can't, nor `u8`, whose kernels are slower. `auto`: `s8` with VNNI, else `s7`.
     """
 
     relieves = ("compute", "memory", "capacity")
@@ -32,7 +33,7 @@ class DynamicQuantization(GraphPass):
 
     operators: tuple[Literal["MatMul", "Gemm", "LSTM", "Conv", "Gather"], ...] = ("MatMul", "Gemm", "LSTM")
     per_channel: bool = True
-    reduce_range: bool | None = None
+    weights: Literal["auto", "s8", "s7", "u8"] = "auto"
 
     def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path) -> tuple[str, ...]:
         if family != "onnxruntime":
@@ -43,6 +44,8 @@ class DynamicQuantization(GraphPass):
         from hasten.artefacts.capture import write_onnx
         from hasten.passes.quantization.onnxruntime import quiet
 
+        narrow = self.weights == "s7" or (self.weights == "auto" and not has_vnni())
+        integers = onnx.TensorProto.UINT8 if self.weights == "u8" else onnx.TensorProto.INT8
         with TemporaryDirectory() as scratch, quiet():
             quantized = Path(scratch, "quantized.onnx")
             try:
@@ -51,8 +54,8 @@ class DynamicQuantization(GraphPass):
                     quantized,
                     op_types_to_quantize=list(self.operators),
                     per_channel=self.per_channel,
-                    reduce_range=not has_vnni() if self.reduce_range is None else self.reduce_range,
-                    weight_type=QuantType.QInt8,
+                    reduce_range=narrow,
+                    weight_type=QuantType.QUInt8 if self.weights == "u8" else QuantType.QInt8,
                 )
             except Exception as error:
                 reason = str(error).strip().partition("\n")[0]
@@ -60,7 +63,7 @@ class DynamicQuantization(GraphPass):
                     f"quantization=dynamic: onnxruntime.quantization refused the graph: {reason}"
                 ) from error
             model = onnx.load(quantized)
-        if all(weight.data_type != onnx.TensorProto.INT8 for weight in model.graph.initializer):
+        if all(weight.data_type != integers or not weight.dims for weight in model.graph.initializer):
             raise PassError(
                 f"quantization=dynamic: the graph has no constant weights in {', '.join(self.operators)} "
                 "(quantization.operators)"

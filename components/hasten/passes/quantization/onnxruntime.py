@@ -6,49 +6,107 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 from onnxruntime.quantization.registry import QDQRegistry
 
-from hasten.artefacts.capture import write_onnx
+from hasten.artefacts.capture import capture, write_onnx
+from hasten.artefacts.module import rebuild
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Columns, Graph
+from hasten.passes.quantization.layers import kept_nodes
+from hasten.passes.quantization.placement import Placement, Weights, batches
+from hasten.passes.quantization.ranges import Histogram
 
-_BATCH = 32
+WITHOUT_VNNI: tuple[Weights, ...] = ("s7", "s8", "u8")
+"""Weights that run in integers where sums of 16 bits may saturate: never with 7 bits, nor in the slower kernels of
+unsigned ones; with 8 bits it depends on the weights and the activations."""
+_ROWS, _OBSERVED = 32, 8
+"""Rows of a request; fewer where all activations are kept at once."""
 
 
-def place(graph: Graph, rows: Columns, per_channel: bool, reduce_range: bool, file: Path) -> None:
+def place(graph: Graph, rows: Columns, placement: Placement, file: Path) -> None:
     """Writes the graph with quantize/dequantize pairs around everything that ONNX Runtime can run in integers.
 
     Activations are unsigned: signed ones leave half of the convolutions and all residual adds in floats (1.32).
     The pre-processing that the tool recommends changes nothing, as the captured graph comes with folded batch norms.
 
     Raises:
-        PassError: the tool refused the graph.
+        PassError: the tool refused the graph, or there is no layer that is to be kept.
     """
-    with TemporaryDirectory() as scratch, quiet():
-        quantized = Path(scratch, "quantized.onnx")
+    model = onnx.load(graph.onnx)
+    keep = _kept_nodes(graph, model, placement)
+    with quiet():
         try:
-            quantize_static(
-                onnx.load(graph.onnx),
-                quantized,
-                _Batches(rows),
-                quant_format=QuantFormat.QDQ,
+            model = save_and_reload_model_with_shape_infer(model)
+            quantizer = QDQQuantizer(
+                model,
+                per_channel=placement.per_channel,
+                reduce_range=placement.weights == "s7",
+                weight_qType=QuantType.QUInt8 if placement.weights == "u8" else QuantType.QInt8,
+                activation_qType=QuantType.QUInt8,
+                tensors_range=_ranges(model, rows, placement),
+                nodes_to_quantize=[],
+                nodes_to_exclude=keep,
                 op_types_to_quantize=sorted(QDQRegistry),
-                per_channel=per_channel,
-                reduce_range=reduce_range,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.MinMax,
+                extra_options={"WeightSymmetric": True},  # QLinearConv takes no other zero than one for all channels
             )
+            quantizer.quantize_model()
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise PassError(f"quantization=static: onnxruntime.quantization refused the graph: {reason}") from error
-        write_onnx(onnx.load(quantized), file)
+    write_onnx(quantizer.model.model, file)
+
+
+def outputs(file: Path, rows: Columns) -> NDArray[Any]:
+    """What ONNX Runtime gives for the rows, with the graph optimised for this processor."""
+    session = _session(file.read_bytes(), GraphOptimizationLevel.ORT_ENABLE_ALL)
+    return np.concatenate([session.run(None, batch)[0] for batch in batches(rows, _ROWS)])
+
+
+def _kept_nodes(graph: Graph, model: onnx.ModelProto, placement: Placement) -> list[str]:
+    if not placement.keep:
+        return []
+    return kept_nodes(placement.keep, capture(rebuild(graph.module), graph.signature).module(), model)
+
+
+def _ranges(model: onnx.ModelProto, rows: Columns, placement: Placement) -> TensorsData:
+    """The range of every activation that the tool may quantize.
+
+    Args:
+        model: with the types of its activations.
+    """
+    values = {each.name: each for each in (*model.graph.input, *model.graph.value_info, *model.graph.output)}
+    touched = {name for node in model.graph.node if node.op_type in QDQRegistry for name in (*node.input, *node.output)}
+    floats = [name for name in values if values[name].type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
+    wanted = [name for name in floats if name in touched]
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    del observed.graph.output[:]
+    observed.graph.output.extend(values[name] for name in wanted)
+    session = _session(observed.SerializeToString(), GraphOptimizationLevel.ORT_DISABLE_ALL)
+    histograms = {name: Histogram() for name in wanted}
+    for batch in batches(rows, _OBSERVED):
+        for name, found in zip(wanted, session.run(None, batch), strict=True):
+            placement.observe(histograms[name], found)
+    ranges = {name: tuple(map(np.float32, placement.range(each))) for name, each in histograms.items()}
+    return TensorsData(CalibrationMethod.MinMax, ranges)
+
+
+def _session(model: bytes, level: GraphOptimizationLevel) -> InferenceSession:
+    options = SessionOptions()
+    options.intra_op_num_threads = 1  # the sum of floats depends on the threads
+    options.graph_optimization_level = level
+    options.log_severity_level = 3  # errors only
+    return InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 @contextmanager
@@ -66,14 +124,3 @@ def quiet() -> Iterator[None]:
     finally:
         root.removeFilter(passes)
         root.removeHandler(nowhere)
-
-
-class _Batches(CalibrationDataReader):  # type: ignore[misc]
-    """Rows in the form that the calibrator reads."""
-
-    def __init__(self, rows: Columns) -> None:
-        starts = range(0, len(next(iter(rows.values()))), _BATCH)
-        self._batches = iter([{name: values[at : at + _BATCH] for name, values in rows.items()} for at in starts])
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        return next(self._batches, None)

@@ -1,4 +1,4 @@
-"""Batch normalization after parts of a network are gone."""
+"""Batch normalization after what comes before it has changed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hasten.core.interfaces import Columns
 def estimate_statistics(model: nn.Module, inputs: Columns, batch_size: int = 256) -> None:
     """Sets the means and variances of batch normalization to the averages over the rows, in place.
 
-    Everything else is in eval mode meanwhile. What was removed upstream shifts the input of every normalization away
-    from the statistics that it remembers, and the moving averages of a short fine-tuning lag behind. Fine-tuning does
-    not read them, so once, after it, is enough.
+    Everything else is in eval mode meanwhile. What was removed or quantized upstream shifts the input of every
+    normalization away from the statistics that it remembers, and the moving averages of a short training lag behind.
+    Training does not read them, so once, after it, is enough.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     momenta = [layer.momentum for layer in layers]
