@@ -24,6 +24,8 @@ Timer = Callable[[Sequence[Allocation]], Sequence[float]]
 Alike = Callable[[Group, Allocation], object]
 """Equal for groups whose width changes the latency of a network equally."""
 
+NOISE = 0.02
+"""Difference of two latencies, relative to the whole, that a brief measurement can't tell from none."""
 SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """Of the units that every group keeps, at which the network is timed first."""
 WIDTHS = 7
@@ -34,8 +36,6 @@ AIMS = 3
 """... and choices from each, at most."""
 CLOSE = 0.05
 """Difference of prediction and measurement, relative to the latter, at which the table is believed."""
-ABOVE = 0.02
-"""Share of the target by which a measured latency may be above it: what a brief measurement can't tell apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,15 @@ class Row:
 
     Attributes:
         groups: their names.
-        widths: that were timed, ascending.
+        widths: that were timed, ascending, without `slow`.
+        slow: those that were slower than a wider one, by more than noise; never to be chosen.
         measured_ms: difference of the latency to that of the centre where one of the groups has this width.
-        ms: the same, made to rise with the width: what goes down by itself is noise, or a width to keep away from.
+        ms: the same, made to rise with the width.
     """
 
     groups: tuple[str, ...]
     widths: tuple[int, ...]
+    slow: tuple[int, ...]
     measured_ms: tuple[float, ...]
     ms: tuple[float, ...]
 
@@ -94,10 +96,8 @@ class Table:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        rows = [
-            {"groups": [*row.groups], "widths": [*row.widths], "measured_ms": [*row.measured_ms], "ms": [*row.ms]}
-            for row in self.rows
-        ]
+        names = ("groups", "widths", "slow", "measured_ms", "ms")
+        rows = [{name: [*getattr(row, name)] for name in names} for row in self.rows]
         return {"centre": dict(self.centre), "centre_ms": self.centre_ms, "rows": rows}
 
 
@@ -128,7 +128,7 @@ class Meeting:
     @property
     def meets(self) -> bool:
         """Whether the latency is as low as was asked for."""
-        return self.measured_ms <= self.target_ms * (1 + ABOVE)
+        return self.measured_ms <= self.target_ms * (1 + NOISE)
 
     @property
     def holds(self) -> bool:
@@ -257,14 +257,18 @@ def _measured(ranked: Sequence[Ranked], centre: Allocation, timer: Timer, alike:
 
 
 def _row(members: Sequence[Ranked], latencies: Mapping[int, float], centre_ms: float) -> Row:
-    widths = tuple(sorted(latencies))
+    kept: list[int] = []
+    for width in sorted(latencies, reverse=True):
+        if all(latencies[width] <= latencies[wider] + NOISE * centre_ms for wider in kept):
+            kept.append(width)
+    widths = tuple(sorted(kept))
     measured = [(latencies[width] - centre_ms) / len(members) for width in widths]
-    smooth = rising(measured)
     return Row(
         groups=tuple(each.group.name for each in members),
         widths=widths,
+        slow=tuple(sorted(latencies.keys() - set(widths))),
         measured_ms=tuple(measured),
-        ms=tuple(smooth),
+        ms=tuple(rising(measured)),
     )
 
 
