@@ -1,5 +1,6 @@
 """FLOPs and parameters at any widths, and the widths that meet a target."""
 
+import copy
 import itertools
 import math
 
@@ -163,6 +164,14 @@ def test_refuses_a_cut_that_no_width_reaches():
         PassError, match=r"pruning\.parameters_cut=0\.99 can't be reached: the narrowest widths cut 0\."
     ):
         technique(resnet(), Bench(**IMAGES))
+
+
+def test_leaves_its_input_alone():
+    model = resnet().train()
+    before = copy.deepcopy(model.state_dict())
+    StructuredPruning(sparsity=None, flops_cut=0.3)(model, Bench(**IMAGES))
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 @settings(max_examples=60, deadline=None)

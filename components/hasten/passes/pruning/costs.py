@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,7 @@ def costs(model: nn.Module, groups: Sequence[Group], example: Mapping[str, Tenso
 def _uses(model: nn.Module, example: Mapping[str, Tensor]) -> dict[str, float]:
     """Weight -> multiply-adds per row that each of its elements takes part in."""
     found: dict[str, float] = {}
+    model = copy.deepcopy(model).eval()
     rows = len(next(iter(example.values())))
 
     def note(name: str) -> Any:
@@ -103,7 +105,7 @@ def _uses(model: nn.Module, example: Mapping[str, Tensor]) -> dict[str, float]:
         return hook
 
     with _hooked(model, note), torch.no_grad():
-        forward(model.eval(), example)
+        forward(model, example)
     return {name: number for name, number in found.items() if name in dict(model.named_parameters())}
 
 

@@ -102,13 +102,14 @@ def _in_one_piece(model: nn.Module) -> Iterator[None]:
             if not isinstance(given, Tensor):
                 return outputs, final
             states = final if isinstance(final, tuple) else (final,)
-            outputs, *states = _Piece.apply(given, module.weight_hh_l0, outputs, *states)
+            pieces = _Piece.apply(given, module.weight_hh_l0, outputs, *states)  # type: ignore[no-untyped-call]
+            outputs, *states = pieces
             return outputs, tuple(states) if isinstance(final, tuple) else states[0]
 
         return run
 
     for module in layers:
-        module.forward = stand_in(module)  # type: ignore[method-assign]
+        module.forward = stand_in(module)
     try:
         yield
     finally:

@@ -24,6 +24,8 @@ Timer = Callable[[Sequence[Allocation]], Sequence[float]]
 Alike = Callable[[Group, Allocation], object]
 """Equal for groups whose width changes the latency of a network equally."""
 
+NOISE = 0.02
+"""Difference of two latencies, relative to the whole, that a brief measurement can't tell from none."""
 SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """Of the units that every group keeps, at which the network is timed first."""
 WIDTHS = 7
@@ -34,8 +36,6 @@ AIMS = 3
 """... and choices from each, at most."""
 CLOSE = 0.05
 """Difference of prediction and measurement, relative to the latter, at which the table is believed."""
-ABOVE = 0.02
-"""Share of the target by which a measured latency may be above it: what a brief measurement can't tell apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,15 @@ class Row:
 
     Attributes:
         groups: their names.
-        widths: that were timed, ascending.
+        widths: that were timed, ascending, without `slow`.
+        slow: those that were slower than a wider one, by more than noise; never to be chosen.
         measured_ms: difference of the latency to that of the centre where one of the groups has this width.
-        ms: the same, made to rise with the width: what goes down by itself is noise, or a width to keep away from.
+        ms: the same, made to rise with the width.
     """
 
     groups: tuple[str, ...]
     widths: tuple[int, ...]
+    slow: tuple[int, ...]
     measured_ms: tuple[float, ...]
     ms: tuple[float, ...]
 
@@ -94,10 +96,8 @@ class Table:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        rows = [
-            {"groups": [*row.groups], "widths": [*row.widths], "measured_ms": [*row.measured_ms], "ms": [*row.ms]}
-            for row in self.rows
-        ]
+        names = ("groups", "widths", "slow", "measured_ms", "ms")
+        rows = [{name: [*getattr(row, name)] for name in names} for row in self.rows]
         return {"centre": dict(self.centre), "centre_ms": self.centre_ms, "rows": rows}
 
 
@@ -106,13 +106,15 @@ class Meeting:
     """Widths that meet a latency.
 
     Attributes:
+        target_ms: that was asked for.
         predicted_ms: by the last table, scaled to what was measured of its earlier choices.
         measured_ms: of the network with these widths.
-        curve: share of the units that all groups keep -> milliseconds, as measured and made to rise.
+        curve: share of the units that all groups keep, 0 for the narrowest widths -> milliseconds.
         tables: in the order in which they were measured.
     """
 
     kept: Allocation
+    target_ms: float
     predicted_ms: float
     measured_ms: float
     curve: Mapping[float, float]
@@ -123,9 +125,15 @@ class Meeting:
         """Difference of prediction and measurement, relative to the latter."""
         return abs(self.predicted_ms - self.measured_ms) / self.measured_ms
 
-    def holds(self, target_ms: float) -> bool:
-        """Whether the latency is met, and was foreseen."""
-        return self.measured_ms <= target_ms * (1 + ABOVE) and self.miss <= CLOSE
+    @property
+    def meets(self) -> bool:
+        """Whether the latency is as low as was asked for."""
+        return self.measured_ms <= self.target_ms * (1 + NOISE)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is, and was foreseen."""
+        return self.meets and self.miss <= CLOSE
 
 
 def meet(ranked: Sequence[Ranked], target_ms: float, timer: Timer, alike: Alike) -> Meeting:
@@ -136,7 +144,7 @@ def meet(ranked: Sequence[Ranked], target_ms: float, timer: Timer, alike: Alike)
     neighbours.
 
     Raises:
-        PassError: the narrowest widths don't meet the latency.
+        PassError: no widths meet the latency.
     """
     curve = _uniform_curve(ranked, timer)
     centre: Allocation = _uniform_point(ranked, curve, target_ms)
@@ -145,13 +153,13 @@ def meet(ranked: Sequence[Ranked], target_ms: float, timer: Timer, alike: Alike)
     for _ in range(CENTRES):
         tables.append(_measured(ranked, centre, timer, alike))
         tried += _choices(ranked, target_ms, timer, curve, tables)
-        if not tried or tried[-1].holds(target_ms):
+        if not tried or tried[-1].holds:
             break
         centre = tried[-1].kept
     if not tried:
-        raise _too_slow(target_ms, min(_narrowest_ms(table) for table in tables))
-    met = [each for each in tried if each.measured_ms <= target_ms * (1 + ABOVE)]
-    held = [each for each in met if each.holds(target_ms)]
+        raise _too_slow(target_ms, min(*curve.values(), *(_fastest_ms(table) for table in tables)))
+    met = [each for each in tried if each.meets]
+    held = [each for each in met if each.holds]
     if held:
         return min(held, key=lambda each: _loss(ranked, each.kept))
     return min(met, key=lambda each: each.miss) if met else min(tried, key=lambda each: each.measured_ms)
@@ -171,9 +179,16 @@ def _choices(
         (measured,) = timer([chosen])
         log.info("predicted %.4g ms from the latency table, measured %.4g ms", predicted, measured)
         tried.append(
-            Meeting(kept=chosen, predicted_ms=predicted, measured_ms=measured, curve=curve, tables=tuple(tables))
+            Meeting(
+                kept=chosen,
+                target_ms=target_ms,
+                predicted_ms=predicted,
+                measured_ms=measured,
+                curve=curve,
+                tables=tuple(tables),
+            )
         )
-        if tried[-1].holds(target_ms):
+        if tried[-1].holds:
             break
         scale *= measured / predicted
     return tried
@@ -202,21 +217,21 @@ def timed_widths(group: Group, centre: int) -> tuple[int, ...]:
 
 
 def _uniform_curve(ranked: Sequence[Ranked], timer: Timer) -> dict[float, float]:
-    shares = sorted((1.0, *SHARES, 0.0))
-    return dict(zip(shares, rising(timer([uniform(ranked, share) for share in shares])), strict=True))
+    shares = (0.0, *sorted(SHARES), 1.0)
+    return dict(zip(shares, timer([uniform(ranked, share) for share in shares]), strict=True))
 
 
 def _uniform_point(ranked: Sequence[Ranked], curve: Mapping[float, float], target_ms: float) -> dict[str, int]:
-    """The widest uniform widths whose latency, between the timed ones, is no more than the target."""
+    """The widest uniform widths whose latency is no more than the target, between the timed ones; else the fastest."""
     shares, latencies = [*curve], [*curve.values()]
-    if latencies[0] > target_ms * (1 + ABOVE):
-        raise _too_slow(target_ms, latencies[0])
-    over = next((place for place, latency in enumerate(latencies) if latency > target_ms), len(shares))
-    if over in (0, len(shares)):
-        return uniform(ranked, shares[min(over, len(shares) - 1)])
-    low, high = latencies[over - 1], latencies[over]
-    between = (target_ms - low) / (high - low)
-    return uniform(ranked, shares[over - 1] + between * (shares[over] - shares[over - 1]))
+    met = [place for place, latency in enumerate(latencies) if latency <= target_ms]
+    if not met:  # the narrowest need not be the fastest, and other widths may do what equal ones don't
+        return uniform(ranked, shares[latencies.index(min(latencies))])
+    last = met[-1]
+    if last == len(shares) - 1:
+        return uniform(ranked, shares[last])
+    between = (target_ms - latencies[last]) / (latencies[last + 1] - latencies[last])
+    return uniform(ranked, shares[last] + between * (shares[last + 1] - shares[last]))
 
 
 def _measured(ranked: Sequence[Ranked], centre: Allocation, timer: Timer, alike: Alike) -> Table:
@@ -242,18 +257,22 @@ def _measured(ranked: Sequence[Ranked], centre: Allocation, timer: Timer, alike:
 
 
 def _row(members: Sequence[Ranked], latencies: Mapping[int, float], centre_ms: float) -> Row:
-    widths = tuple(sorted(latencies))
+    kept: list[int] = []
+    for width in sorted(latencies, reverse=True):
+        if all(latencies[width] <= latencies[wider] + NOISE * centre_ms for wider in kept):
+            kept.append(width)
+    widths = tuple(sorted(kept))
     measured = [(latencies[width] - centre_ms) / len(members) for width in widths]
-    smooth = rising(measured)
     return Row(
         groups=tuple(each.group.name for each in members),
         widths=widths,
+        slow=tuple(sorted(latencies.keys() - set(widths))),
         measured_ms=tuple(measured),
-        ms=tuple(smooth),
+        ms=tuple(rising(measured)),
     )
 
 
-def _narrowest_ms(table: Table) -> float:
+def _fastest_ms(table: Table) -> float:
     return table.centre_ms + sum(row.ms[0] * len(row.groups) for row in table.rows)
 
 
@@ -263,6 +282,6 @@ def _loss(ranked: Sequence[Ranked], kept: Allocation) -> float:
 
 def _too_slow(target_ms: float, reached_ms: float) -> PassError:
     return PassError(
-        f"{target_ms:.3g} ms can't be met by pruning: the narrowest widths take {reached_ms:.3g} ms on the target; "
+        f"{target_ms:.3g} ms can't be met by pruning: the fastest widths take {reached_ms:.3g} ms on the target; "
         f"lower pruning.latency_cut, or pruning.round_to"
     )

@@ -224,12 +224,11 @@ class _Work:
 
     def _told(self, met: Meeting) -> str:
         assert self.budget is not None
-        assert self.knobs.latency_cut is not None
         curve = ", ".join(f"{share:.3g} of the units {latency:.3g} ms" for share, latency in met.curve.items())
         return (
             f"Pruned to a latency: predicted {met.predicted_ms:.3g} ms from the latency table, measured "
-            f"{met.measured_ms:.3g} ms, asked for {self.budget * (1 - self.knobs.latency_cut):.3g} ms of "
-            f"{self.budget:.3g} ms; with the same share kept in all layers: {curve}."
+            f"{met.measured_ms:.3g} ms, asked for {met.target_ms:.3g} ms of {self.budget:.3g} ms"
+            f"; with the same share kept in all layers: {curve}."
         )
 
 
