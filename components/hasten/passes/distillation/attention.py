@@ -36,7 +36,7 @@ class AttentionTransfer(Distillation):
 
     student_layers: tuple[str, ...] = ("blocks",)
     teacher_layers: tuple[str, ...] = ("blocks",)
-    weight: Annotated[float, Gt(0)] = 10.0
+    weight: Annotated[float, Gt(0)] = 1.0
     channel_axis: ChannelAxis = 1
     alpha: Annotated[float, Interval(ge=0, le=1)] = 0.9
     temperature: Annotated[float, Gt(0)] = 4.0

@@ -35,7 +35,8 @@ class RelationalKnowledge(Distillation):
     Attributes:
         student_layers: dotted paths, as `model.named_modules()` spells them; empty for the outputs themselves.
         teacher_layers: each compared with the student's at the same place of the list.
-        distance_weight: of the distances' share.
+        distance_weight: of the distances' share. The paper takes 25 and 50 for layers before the head; the outputs,
+            which have to answer as well, bear a tenth of it.
         angle_weight: of the angles' share.
         alpha: weight of the teacher's answers against the targets, in [0, 1], as of `SoftLabels` and `OutputMatching`.
         temperature: as of `SoftLabels`; without effect where outputs are numbers.
@@ -43,8 +44,8 @@ class RelationalKnowledge(Distillation):
 
     student_layers: tuple[str, ...] = ()
     teacher_layers: tuple[str, ...] = ()
-    distance_weight: Annotated[float, Ge(0)] = 25.0
-    angle_weight: Annotated[float, Ge(0)] = 50.0
+    distance_weight: Annotated[float, Ge(0)] = 2.5
+    angle_weight: Annotated[float, Ge(0)] = 5.0
     alpha: Annotated[float, Interval(ge=0, le=1)] = 0.9
     temperature: Annotated[float, Gt(0)] = 4.0
 
