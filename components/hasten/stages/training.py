@@ -45,7 +45,7 @@ def weights_digest(node: Mapping[str, Any]) -> str | None:
 def training_config(recipe: Recipe, section: str) -> dict[str, Any]:
     """The part of a training stage's config that decides its result."""
     return {
-        "training": recipe.section(section)["training"],
+        "training": recipe.section(section).get("training"),  # what only measures has none
         "seed": recipe.config["seed"],
         "threads": recipe.config["trainer"]["threads"],
         "task": arguments(recipe.section("task")),
