@@ -53,11 +53,12 @@ def weights_digest(node: Mapping[str, Any]) -> str | None:
 
 def training_config(recipe: Recipe, section: str) -> dict[str, Any]:
     """The part of a training stage's config that decides its result."""
-    settings = TrainingSettings(**recipe.section(section)["training"])
-    if settings.patience is None:
+    node = recipe.section(section).get("training")
+    settings = TrainingSettings(**node) if node else None  # a pass that only measures has none
+    if settings and settings.patience is None:
         settings = replace(settings, held_out=TrainingSettings.held_out)  # then nothing is held out
     return {
-        "training": asdict(settings),
+        "training": asdict(settings) if settings else None,
         "seed": recipe.config["seed"],
         "threads": recipe.config["trainer"]["threads"],
         "task": arguments(recipe.section("task")),

@@ -69,7 +69,7 @@ def kept(keep: Sequence[str], paths: Sequence[str]) -> frozenset[str]:
     """The paths of the layers that stay float.
 
     Args:
-        keep: `first`, `last`, or the path of a module: of a layer, or of a block of them.
+        keep: `first`, `last`, the path of a layer, or of a module with layers in it.
         paths: of all layers, in the order in which they run.
 
     Raises:
@@ -77,8 +77,8 @@ def kept(keep: Sequence[str], paths: Sequence[str]) -> frozenset[str]:
     """
     found: set[str] = set()
     for name in keep:
-        ends = {"first": paths[:1], "last": paths[-1:]}
-        chosen = ends.get(name) or [path for path in paths if path == name or path.startswith(f"{name}.")]
+        alone = {path: [path] for path in paths} | {"first": paths[:1], "last": paths[-1:]}
+        chosen = alone.get(name) or [path for path in paths if path.startswith(f"{name}.")]
         if not chosen:
             meant = nearest(name, ["first", "last", *paths])
             raise PassError(f"keep names no convolution or linear layer, got {name!r}{meant} (quantization.keep)")

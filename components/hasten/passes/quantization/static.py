@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Interval
-from numpy.typing import NDArray
 
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Columns, Graph, GraphPass
@@ -56,11 +55,7 @@ class StaticQuantization(GraphPass):
     equalize: bool = False
 
     def __call__(self, graph: Graph, calibration: Columns, family: str, folder: Path) -> tuple[str, ...]:
-        available = len(next(iter(calibration.values()), ()))
-        if not available:
-            raise PassError("quantization=static needs training rows to measure ranges on, got 0")
-        order = _spread(available, self.calibration_rows)
-        rows = {name: values[order] for name, values in calibration.items()}
+        rows = spread(calibration, self.calibration_rows, "static")
         engine = placer(family)
         with TemporaryDirectory(prefix="hasten-") as scratch:
             tried, notes = {}, {}
@@ -130,6 +125,14 @@ def placer(family: str) -> Any:
     )
 
 
-def _spread(available: int, wanted: int) -> NDArray[np.int64]:
-    """Indices of at most `wanted` rows, evenly spaced, so that rows sorted by label are all represented."""
-    return np.linspace(0, available - 1, min(available, wanted)).round().astype(np.int64)
+def spread(rows: Columns, wanted: int, option: str) -> Columns:
+    """At most `wanted` of the rows, evenly spaced, so that rows sorted by label are all represented.
+
+    Raises:
+        PassError: there are none, named by the option of the group `quantization` that needs them.
+    """
+    available = len(next(iter(rows.values()), ()))
+    if not available:
+        raise PassError(f"quantization={option} needs training rows to measure ranges on, got 0")
+    order = np.linspace(0, available - 1, min(available, wanted)).round().astype(np.int64)
+    return {name: values[order] for name, values in rows.items()}
