@@ -316,7 +316,7 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
     config = recipe.config
     chosen = {group: bool(config[group].get("_target_")) for group in ("distillation", "pruning", "quantization")}
     chosen["student"] = bool(config["student"].get("arch"))
-    chosen["quantization.training"] = bool((config["quantization"].get("training") or {"epochs": 0})["epochs"])
+    chosen["quantization.training"] = bool((config["quantization"].get("training") or {}).get("epochs"))
     for group in ("distillation", "pruning", "quantization"):
         if not chosen[group]:
             continue
