@@ -234,6 +234,7 @@ class _Work:
 
 def _as_data(met: Meeting) -> dict[str, Any]:
     return {
+        "target_ms": met.target_ms,
         "predicted_ms": met.predicted_ms,
         "measured_ms": met.measured_ms,
         "uniform_ms": {f"{share:g}": latency for share, latency in met.curve.items()},
