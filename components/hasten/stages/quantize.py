@@ -54,7 +54,9 @@ class Quantize(Stage):
             parents={"data": keys["data"], "module": keys[module_stage(keys)], "export": keys["export"], **parents},
             sources={**sources("hasten.stages.quantize", node["_target_"]), **code, **timed_by},
             libraries={
-                **libraries("torch", "torchao", "onnx", "onnxscript", "onnxruntime", *(LIBRARIES if trained else ())),
+                **libraries(
+                    "torch", "torchao", "onnx", "onnxscript", "onnxruntime", "openvino", *(LIBRARIES if trained else ())
+                ),
                 **engine_libraries,
             },
             machine={"vnni": has_vnni(), **machine},

@@ -60,7 +60,8 @@ def _pairs(captured: GraphModule) -> Iterator[_Pair]:
     found = {layer.node: layer for layer in layers(captured)}
     uses = Counter(layer.weight for layer in found.values())
     for first in found.values():
-        second = found.get(_reader(first))
+        reader = _reader(first)
+        second = found.get(reader) if reader else None
         if second and uses[first.weight] == uses[second.weight] == 1 and _fit(first, second, captured):
             yield _Pair(first=first, second=second)
 

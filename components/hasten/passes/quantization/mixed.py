@@ -104,8 +104,8 @@ class MixedPrecision(TrainedGraphPass):
         """Milliseconds of a request that each layer saves in 8 bits, and what was timed."""
         groups = _by_shape(captured, found)
         # All types of weights that run in integers take the same time, but for those of u8.
-        quick = {"weights": "s8" if has_vnni() else "s7"} if self.weights == "auto" else {}
-        quick |= {"ranges": "minmax", "calibration_rows": _TIMED_ROWS}
+        weights = self.weights if self.weights != "auto" else "s8" if has_vnni() else "s7"
+        quick: dict[str, Any] = {"weights": weights, "ranges": "minmax", "calibration_rows": _TIMED_ROWS}
         with TemporaryDirectory(prefix="hasten-") as scratch:
             graphs = []
             for number, kept in enumerate(([], *groups)):
@@ -176,7 +176,7 @@ def _by_shape(captured: GraphModule, found: Sequence[Layer]) -> list[list[str]]:
     groups: Mapping[str, list[str]] = defaultdict(list)
     for layer in found:
         node = layer.node
-        read = node.args[0].meta["val"].shape[1:]
+        read = node.all_input_nodes[0].meta["val"].shape[1:]
         groups[f"{operator(node)} {tensor(captured, layer.weight).shape} {read} {node.args[3:]}"].append(layer.path)
     return list(groups.values())
 

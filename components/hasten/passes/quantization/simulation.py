@@ -64,7 +64,8 @@ class Simulation(Interpreter):
         highest = rows if self._placement.per_channel else rows.max().expand(len(rows))
         last = 2 ** (self._placement.weight_bits - 1) - 1
         step = (highest / last).clamp_min(torch.finfo(weight.dtype).tiny).view_as(scale) / scale
-        return (weight / step).round().clamp(-last, last) * step
+        rounded: Tensor = (weight / step).round().clamp(-last, last) * step
+        return rounded
 
 
 class InputRanges(Simulation):

@@ -21,6 +21,8 @@ _PLACES = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 """Operator -> which of its inputs the weight is."""
 _OPSET, _IR_VERSION = 21, 10
 """The first with 4-bit integers and scales of groups."""
+_BLOCKS, _INTEGER_ACTIVATIONS = (16, 128), 4
+"""ONNX Runtime's MatMulNBits: the least and the most inputs of a block that is no group, and its fastest arithmetic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,13 @@ class WeightOnlyQuantization(GraphPass):
         from hasten.artefacts.capture import write_onnx
 
         model = onnx.load(graph.onnx)
-        if self.bits == 4 or self.group_size:
+        packed = family == "onnxruntime"
+        if packed:
+            model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+        elif self.bits == 4 or self.group_size:
             model = onnx.version_converter.convert_version(model, _OPSET)
             model.ir_version = max(model.ir_version, _IR_VERSION)
-        stored = _Stored(model, self)
+        stored = _Stored(model, self, packed)
         stored.rewrite()
         if not stored.names:
             raise PassError(
@@ -79,13 +84,19 @@ class WeightOnlyQuantization(GraphPass):
 
 
 class _Stored:
-    """A model whose weights are replaced by integers, one node after the other."""
+    """A model whose weights are replaced by integers, one node after the other.
 
-    def __init__(self, model: onnx.ModelProto, method: WeightOnlyQuantization) -> None:
+    Args:
+        packed: linear layers become ONNX Runtime's MatMulNBits. It makes them of a MatMul with dequantized weights by
+            itself (1.32), but not where a bias or ReLU follows, which it fuses first.
+    """
+
+    def __init__(self, model: onnx.ModelProto, method: WeightOnlyQuantization, packed: bool) -> None:
         from onnx import numpy_helper
 
         self._graph = model.graph
         self._method = method
+        self._packed = packed
         self._weights = {
             each.name: numpy_helper.to_array(each)
             for each in model.graph.initializer
@@ -108,15 +119,13 @@ class _Stored:
         if node.op_type not in self._method.operators:
             return False
         weight = self._weights.get(node.input[_PLACES[node.op_type]])
-        settings = {each.name: each for each in node.attribute}
-        if weight is None:
+        if weight is None or (weight.ndim != 2 and node.op_type != "Conv"):
             return False
+        settings = {each.name: each for each in node.attribute}
         if node.op_type == "Gemm":
-            plain = all(settings[name].f == 1 for name in ("alpha", "beta") if name in settings)
-            return plain and not ("transA" in settings and settings["transA"].i)
-        if node.op_type == "Gather":
-            return weight.ndim == 2 and not ("axis" in settings and settings["axis"].i)
-        return node.op_type == "Conv" or weight.ndim == 2
+            scaled = any(settings[name].f != 1 for name in ("alpha", "beta") if name in settings)
+            return not scaled and not ("transA" in settings and settings["transA"].i != 0)
+        return not (node.op_type == "Gather" and "axis" in settings and settings["axis"].i != 0)
 
     def _replaced(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """The node with what turns its weight back into floats in front of it, or behind it for a table."""
@@ -126,40 +135,73 @@ class _Stored:
         weight = self._weights[name]
         self.names.add(name)
         if node.op_type == "Conv":
-            restored, before = self._restored(name, weight, 8, channels=0, group_size=None)
+            restored, before = self._restored(name, weight, 8, channels=0, size=None)
             node.input[1] = restored
             return [*before, node]
         if node.op_type == "Gather":
             return self._table(node, name, weight)
         turned = any(each.name == "transB" and each.i for each in node.attribute)
-        size = self._method.group_size
-        restored, before = self._restored(name, weight.T if turned else weight, self._method.bits, 1, size)
-        if node.op_type == "MatMul":
-            node.input[1] = restored
-            return [*before, node]
+        weight = weight.T if turned else weight
+        if self._packed:
+            return [self._multiplied(node, name, weight)]
+        restored, before = self._restored(name, weight, self._method.bits, 1, self._group_size(len(weight)))
         if len(node.input) < 3:
             return [*before, helper.make_node("MatMul", [node.input[0], restored], node.output)]
-        product = f"{node.output[0]}_product"  # engines fuse integers into a MatMul alone
+        product = f"{node.output[0]}_product"  # OpenVINO reads integers in a MatMul alone
         multiply = helper.make_node("MatMul", [node.input[0], restored], [product])
         return [*before, multiply, helper.make_node("Add", [product, node.input[2]], node.output)]
 
+    def _multiplied(self, node: onnx.NodeProto, name: str, weight: NDArray[Any]) -> onnx.NodeProto:
+        """The linear layer as a MatMulNBits.
+
+        Args:
+            weight: (inputs, outputs).
+        """
+        from onnx import helper
+
+        inputs, outputs = weight.shape
+        bits, least, most = self._method.bits, *_BLOCKS
+        # Blocks that divide the inputs need no padding: their greatest factor that is a power of 2.
+        block = self._method.group_size or max(least, min(most, inputs & -inputs))
+        if f"{name}_packed" not in self._made:
+            packed, scales = _packed(weight, bits, block, shared=self._group_size(inputs) is None)
+            self._keep(f"{name}_packed", packed, scales, 8)
+            self._made[f"{name}_packed"] = name
+        read = [node.input[0], f"{name}_packed_integers", f"{name}_packed_scales"]
+        bias = ["", "", node.input[2]] if len(node.input) > 2 else []  # zero points and order of inputs go before it
+        sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": block}
+        return helper.make_node(
+            "MatMulNBits",
+            [*read, *bias],
+            node.output,
+            domain="com.microsoft",
+            accuracy_level=_INTEGER_ACTIVATIONS,
+            **sizes,
+        )
+
+    def _group_size(self, inputs: int) -> int | None:
+        """How many inputs of a linear layer share a scale; None for all."""
+        size = self._method.group_size
+        return size if size and inputs % size == 0 else None
+
     def _restored(
-        self, name: str, weight: NDArray[Any], bits: int, channels: int, group_size: int | None
+        self, name: str, weight: NDArray[Any], bits: int, channels: int, size: int | None
     ) -> tuple[str, list[onnx.NodeProto]]:
         """Name of the floats, and the node that makes them, unless another one has made them already.
 
         Args:
-            channels: axis of the output channels; groups are of the other one.
+            channels: axis of the output channels.
+            size: of the groups along the first axis that share a scale; None for one scale a channel.
         """
         from onnx import helper
 
         restored = f"{name}_restored"
         if restored in self._made:
             return restored, []
-        if group_size and len(weight) % group_size == 0:
-            integers, scales = quantized(weight.reshape(-1, group_size, weight.shape[1]), bits, axes=(1,))
+        if size:
+            integers, scales = quantized(weight.reshape(-1, size, weight.shape[1]), bits, axes=(1,))
             integers, scales = integers.reshape(weight.shape), scales[:, 0]
-            settings = {"axis": 0, "block_size": group_size}
+            settings = {"axis": 0, "block_size": size}
         else:
             others = tuple(axis for axis in range(weight.ndim) if axis != channels)
             integers, scales = quantized(weight, bits, others)
@@ -184,7 +226,7 @@ class _Stored:
             helper.make_node("Mul", [f"{output}_floats", f"{output}_scales"], [output]),
         ]
 
-    def _keep(self, name: str, integers: NDArray[np.int8], scales: NDArray[np.float32], bits: int) -> None:
+    def _keep(self, name: str, integers: NDArray[Any], scales: NDArray[np.float32], bits: int) -> None:
         import ml_dtypes
         from onnx import numpy_helper
 
@@ -203,3 +245,21 @@ def quantized(weight: NDArray[Any], bits: int, axes: tuple[int, ...]) -> tuple[N
     scales = (np.abs(weight).max(axes, keepdims=True) / last).astype(np.float32)
     scales[scales == 0] = 1
     return np.clip(np.round(weight / scales), -last, last).astype(np.int8), scales
+
+
+def _packed(
+    weight: NDArray[Any], bits: int, block: int, *, shared: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Weights (inputs, outputs) as MatMulNBits reads them: (outputs, blocks, bytes), zero in the middle; and scales.
+
+    Args:
+        shared: all blocks of an output share a scale.
+    """
+    inputs, outputs = weight.shape
+    blocks = -(-inputs // block)
+    rows = np.pad(weight.T, ((0, 0), (0, blocks * block - inputs))).reshape(outputs, blocks, block)
+    integers, scales = quantized(rows, bits, axes=(1, 2) if shared else (2,))
+    unsigned = (integers.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    if bits == 4:
+        unsigned = unsigned[..., ::2] | unsigned[..., 1::2] << 4
+    return unsigned, np.broadcast_to(scales[..., 0], (outputs, blocks)).ravel()
