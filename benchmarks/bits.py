@@ -26,14 +26,14 @@ ALWAYS = ("engine=onnxruntime", "tracking=none")
 
 def main(overrides: Sequence[str]) -> None:
     logging.getLogger("hasten").setLevel(logging.WARNING)
-    original, metric = quality(overrides)
+    original, metric, sign = quality(overrides)
     print(f"| bits | {' | '.join(METHODS)} |\n|---|{'---|' * len(METHODS)}")
     print(f"| 32, float | {original:.4f} | {original:.4f} |", flush=True)
     losses = {}
     for bits in WIDTHS:
         found = [quality([*overrides, *quantized(option, bits)])[0] for option in METHODS.values()]
         print(f"| {bits} | {' | '.join(f'{value:.4f}' for value in found)} |", flush=True)
-        losses[bits] = [abs(original - value) if value != original else 0.0 for value in found]
+        losses[bits] = [sign * (original - value) for value in found]
     ptq, qat = losses[JUDGED]
     verdict = "less than half of it" if qat < ptq / 2 else "not less than half of it"
     print(f"\n{metric}: at {JUDGED} bits PTQ loses {ptq:.4f} and QAT {qat:.4f}, {verdict}")
@@ -45,10 +45,11 @@ def quantized(option: str, bits: int) -> list[str]:
     return [f"quantization={option}", *widths, "quantization.min_integer_share=0"]
 
 
-def quality(overrides: Sequence[str]) -> tuple[float, str]:
-    """On the test rows, in the engine, and the name of the metric."""
+def quality(overrides: Sequence[str]) -> tuple[float, str, int]:
+    """On the test rows, in the engine, the name of the metric, and 1 where more of it is better, -1 where less is."""
     certificate = hasten.run([*ALWAYS, *overrides]).certificate
-    return certificate.candidate, certificate.metric
+    sign = 1 if certificate.metrics[certificate.metric].higher_is_better else -1
+    return certificate.candidate, certificate.metric, sign
 
 
 if __name__ == "__main__":

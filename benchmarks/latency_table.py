@@ -19,12 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_module
-
-from hasten.core import schema
 from hasten.core.errors import PassError
 from hasten.core.recipe import Composer
 from hasten.core.store import Store
+from hasten.notebook import composing
 from hasten.stages.build import build
 from hasten.stages.stage import Tools
 
@@ -35,12 +33,8 @@ EDIT = ("pruning=structured", "pruning.sparsity=null", "pruning.latency_cut=0.5"
 def main(overrides: Sequence[str]) -> None:
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("hasten.passes.pruning").setLevel(logging.INFO)
-    schema.register()
     summary = []
-    with (
-        initialize_config_module(config_module="hasten.conf", version_base="1.3"),
-        tempfile.TemporaryDirectory() as scratch,
-    ):
+    with composing(), tempfile.TemporaryDirectory() as scratch:
         for engine in ENGINES:
             print(f"\n## {engine}\n")
             try:
