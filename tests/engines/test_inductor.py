@@ -115,7 +115,7 @@ def test_runs_other_numbers_of_rows_in_parts_of_what_it_was_compiled_for(linear:
 
 @pytest.mark.slow
 def test_leaves_no_files_but_its_own(in_threes: Path) -> None:
-    assert {file.name for file in in_threes.iterdir()} == {"model.pt2.gz", "profiled.pt2", "signature.json"}
+    assert {file.name for file in in_threes.iterdir()} == {"model.pt2.packed.gz", "profiled.pt2", "signature.json"}
     assert [file.name for file in in_threes.parent.iterdir()] == ["compiled"]
 
 

@@ -87,7 +87,7 @@ def test_tells_what_the_components_declare(
     assert "engine=eager" in techniques["quantization=dynamic"]
     assert not {"pruning=none", "student=same"} & techniques.keys()
     tasks = table(tables, "what tasks allow")
-    assert tasks["task=regression"] == "numbers | yes | outputs"
+    assert tasks["task=regression"] == "numbers | yes | attention, cosine, features, outputs, relations"
     assert tasks["task=unlabelled"].startswith("numbers | no")
     assert "accepted: it can be run" in tables
     strategies = table(tables, "strategies on this recipe")
@@ -141,7 +141,8 @@ def test_tells_the_stages_with_the_knobs_that_were_set(
     _, tables, printed = explain(capsys, monkeypatch, *typed, "strategy=[engine]")
     stages = table(tables, "this recipe: distillation=soft_labels pruning=structured pruning.sparsity=0.25")
     assert stages["prune"] == (
-        "pruning=structured | Remove whole channels through the dependency graph, then fine-tune | sparsity=0.25"
+        "pruning=structured | Remove whole channels, attention heads and hidden units through the dependency graph, "
+        "then fine-tune | sparsity=0.25"
     )
     assert list(stages)[1:5] == ["data", "teacher", "answers", "prune"]
     assert re.search(r"distillation=soft_labels +Learn from the model's softened outputs", printed)
@@ -154,7 +155,7 @@ def test_a_value_that_is_wrong_by_itself_is_an_error(
 ) -> None:
     code, tables, told = explain(capsys, monkeypatch, "pruning=structured", "pruning.sparsity=1.5")
     assert (code, tables) == (2, {})
-    assert "sparsity must be a number in [0, 1), got 1.5 (pruning.sparsity)" in told
+    assert "sparsity must be a number in [0, 1) or null, got 1.5 (pruning.sparsity)" in told
 
 
 def test_techniques_of_the_users_own_are_in_it(
