@@ -4,8 +4,9 @@
         data.validate=cifar10_test.parquet model.checkpoint=resnet56_cifar10.safetensors \
         strategies.distill.checkpoint=resnet20_cifar10.safetensors
 
-Takes the overrides of the experiment; the student is the one that its strategy `distill` tries first. Prints a Markdown
-table of validation figures. Every row is a recipe of its own over one store: what they share is made once.
+Takes the overrides of the experiment; the student is the one that its strategy `distill` tries first, the training
+through the rounding that of its strategy `qat_int8`. Prints a Markdown table of validation figures. Every row is a
+recipe of its own over one store: what they share is made once.
 """
 
 from __future__ import annotations
@@ -21,19 +22,18 @@ from hasten.notebook import composing
 
 ENGINE = ("engine=openvino",)
 INT8 = ("quantization=static",)
-TRAINED_INT8 = ("quantization=qat",)
-HALF_THE_LATENCY = ("pruning=structured", "pruning.sparsity=null", "pruning.latency_cut=0.5")
+PRUNED = ("pruning=structured", "pruning.sparsity=0.5")
 TAUGHT = ("distillation=soft_labels",)
 
 
 def main(experiment: Sequence[str]) -> None:
     logging.getLogger("hasten").setLevel(logging.WARNING)
     with composing():
-        (distill,) = Composer.of([*experiment, "strategy=[distill]"]).strategies()
+        distill, qat = Composer.of([*experiment, "strategy=[distill,qat_int8]"]).strategies()
     student = tuple(text for text in distill.attempts[0] if not text.startswith("distillation"))
     print("| recipe | latency p50 | against eager | against the best untouched engine | size | quality, validation |")
     print("|---|---|---|---|---|---|")
-    for title, overrides in recipes(student):
+    for title, overrides in recipes(student, qat.attempts[0]):
         result = hasten.run([*experiment, "tracking=none", *overrides])
         trial = result.trials[-1]
         if title == "engine alone":
@@ -41,23 +41,21 @@ def main(experiment: Sequence[str]) -> None:
         print(_row(title, result, trial), flush=True)
 
 
-def recipes(student: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def recipes(student: Sequence[str], trained_int8: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Title and overrides of each row."""
+    distilled = (*ENGINE, *student, *TAUGHT)
     yield "engine alone", ENGINE
     yield "int8", (*ENGINE, *INT8)
-    yield "pruned to half the latency", (*ENGINE, *HALF_THE_LATENCY, *TAUGHT)
-    yield "distilled student", (*ENGINE, *student, *TAUGHT)
+    yield "half of the channels", (*ENGINE, *PRUNED, *TAUGHT)
+    yield "half of the channels, int8", (*ENGINE, *PRUNED, *TAUGHT, *INT8)
+    yield "distilled student", distilled
     yield "student trained without the teacher", (*ENGINE, *student)
-    yield "pruned, int8", (*ENGINE, *HALF_THE_LATENCY, *TAUGHT, *INT8)
-    yield "distilled student, int8", (*ENGINE, *student, *TAUGHT, *INT8)
-    yield "student without the teacher, int8", (*ENGINE, *student, *INT8)
-    yield "distilled student, quantization-aware int8", (*ENGINE, *student, *TAUGHT, *TRAINED_INT8)
-    yield "distilled student, pruned", (*ENGINE, *student, *HALF_THE_LATENCY, *TAUGHT)
-    yield "distilled student, pruned, int8", (*ENGINE, *student, *HALF_THE_LATENCY, *TAUGHT, *INT8)
-    yield (
-        "distilled student, pruned, quantization-aware int8",
-        (*ENGINE, *student, *HALF_THE_LATENCY, *TAUGHT, *TRAINED_INT8),
-    )
+    yield "distilled student, int8", (*distilled, *INT8)
+    yield "student trained without the teacher, int8", (*ENGINE, *student, *INT8)
+    yield "distilled student, int8 trained through the rounding", (*distilled, *trained_int8)
+    yield "distilled student, half of the channels", (*distilled, *PRUNED)
+    yield "distilled student, half of the channels, int8", (*distilled, *PRUNED, *INT8)
+    yield "all of them: int8 trained through the rounding", (*distilled, *PRUNED, *trained_int8)
 
 
 def _row(title: str, result: Result, trial: Trial) -> str:
