@@ -18,7 +18,7 @@ from hasten.core.interfaces import GraphPass
 class Ternary(GraphPass):
     relieves = ("memory", "capacity")
     requires = ("student|pruning",)
-    never_with = ("engine=openvino", "pruning=magnitude")
+    never_with = ("engine=openvino", "pruning=unstructured")
     calibration_rows: int = 7
 
     def __call__(self, graph, calibration, family, folder):
@@ -32,12 +32,15 @@ class Ternary(GraphPass):
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A user's config folder with a technique, one that does not import, and a strategy that has to be named."""
+    """A user's config folder with a technique, one that does not import, an edited one, and a strategy to be named."""
     (tmp_path / "my_ternary.py").write_text(MINE)
     folder = tmp_path / "my_conf"
     (folder / "quantization").mkdir(parents=True)
     (folder / "quantization" / "ternary.yaml").write_text(
         "# Three values a weight\n_target_: my_ternary.Ternary\ncalibration_rows: 7\n"
+    )
+    (folder / "quantization" / "careful.yaml").write_text(
+        "# Many rows\ndefaults: [static, _self_]\ncalibration_rows: 900\n"
     )
     (folder / "pruning").mkdir()
     (folder / "pruning" / "lost.yaml").write_text("# Gone\n_target_: nowhere.Lost\n")
@@ -87,7 +90,7 @@ def test_tells_what_the_components_declare(
     assert "engine=eager" in techniques["quantization=dynamic"]
     assert not {"pruning=none", "student=same"} & techniques.keys()
     tasks = table(tables, "what tasks allow")
-    assert tasks["task=regression"] == "numbers | yes | outputs"
+    assert tasks["task=regression"] == "numbers | yes | attention, cosine, features, outputs, relations"
     assert tasks["task=unlabelled"].startswith("numbers | no")
     assert "accepted: it can be run" in tables
     strategies = table(tables, "strategies on this recipe")
@@ -141,7 +144,8 @@ def test_tells_the_stages_with_the_knobs_that_were_set(
     _, tables, printed = explain(capsys, monkeypatch, *typed, "strategy=[engine]")
     stages = table(tables, "this recipe: distillation=soft_labels pruning=structured pruning.sparsity=0.25")
     assert stages["prune"] == (
-        "pruning=structured | Remove whole channels through the dependency graph, then fine-tune | sparsity=0.25"
+        "pruning=structured | Remove whole channels, attention heads and hidden units through the dependency graph, "
+        "then fine-tune | sparsity=0.25"
     )
     assert list(stages)[1:5] == ["data", "teacher", "answers", "prune"]
     assert re.search(r"distillation=soft_labels +Learn from the model's softened outputs", printed)
@@ -154,7 +158,7 @@ def test_a_value_that_is_wrong_by_itself_is_an_error(
 ) -> None:
     code, tables, told = explain(capsys, monkeypatch, "pruning=structured", "pruning.sparsity=1.5")
     assert (code, tables) == (2, {})
-    assert "sparsity must be a number in [0, 1), got 1.5 (pruning.sparsity)" in told
+    assert "sparsity must be a number in [0, 1) or null, got 1.5 (pruning.sparsity)" in told
 
 
 def test_techniques_of_the_users_own_are_in_it(
@@ -167,8 +171,9 @@ def test_techniques_of_the_users_own_are_in_it(
     techniques = table(tables, "what techniques are for")
     assert techniques["quantization=ternary"] == (
         "memory, capacity | student=... or pruning=...; 7 rows to measure ranges on; timing on the target | "
-        "engine=openvino, pruning=magnitude"
+        "engine=openvino, pruning=unstructured"
     )
+    assert techniques["quantization=careful"] == "compute, memory, capacity | 900 rows to measure ranges on"
     assert "nowhere.Lost does not import" in techniques["pruning=lost"]
     assert "Three values a weight" in table(tables, "this recipe")["quantize"]
     assert list(tables["refused:"]) == [
