@@ -153,6 +153,21 @@ def test_tells_the_stages_with_the_knobs_that_were_set(
     assert set(table(tables, "strategies on this recipe")) == {"strategy", "engine"}
 
 
+def test_tells_of_every_stage_what_it_does_and_of_distillation_where_something_trains(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = ["student=mlp", "distillation=assistant", "distillation.teachers=2", "quantization=affine"]
+    _, tables, printed = explain(capsys, monkeypatch, *typed, "engine=onnxruntime", "strategy=[engine]")
+    assert table(tables, "what techniques are for")["quantization=affine"].split(" | ")[1] == (
+        "256 rows to measure ranges on"
+    )
+    stages = table(tables, "this recipe")
+    assert list(stages)[1:7] == ["data", "teacher", "teacher-2", "answers", "assistant", "assistant-answers"]
+    assert all(stages.values())
+    assert stages["teacher-2"] == stages["teacher"]
+    assert printed.count("Soft labels over") == 1, "for the student, as the quantization does not train"
+
+
 def test_a_value_that_is_wrong_by_itself_is_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
