@@ -96,6 +96,23 @@ def test_says_whose_latency_was_met(
     assert read_notes(tmp_path)[-1] == f"These latencies are those of {told}"
 
 
+def test_what_quantizes_the_networks_that_are_timed_decides_the_result() -> None:
+    keys = {"data": "0" * 64, "teacher": "1" * 64}
+    cut = ("pruning=structured", "pruning.sparsity=null", "pruning.latency_cut=0.2", "engine=openvino")
+    none, qat, static, few_rows = (
+        Prune().ingredients(Composer.of([*cut, *quantization]).compose(), keys)
+        for quantization in (
+            ["quantization=none"],
+            ["quantization=qat"],
+            ["quantization=static"],
+            ["quantization=static", "quantization.calibration_rows=9"],
+        )
+    )
+    assert len({none.key, static.key, few_rows.key}) == 3
+    assert none.key == qat.key
+    assert {"onnxruntime", "openvino"} <= static.libraries.keys()
+
+
 def test_refuses_what_is_no_technique(tmp_path: Path) -> None:
     recipe = Composer.of(["pruning._target_=fractions.Fraction"]).compose()
     keys = {"data": "0" * 64, "teacher": "1" * 64}

@@ -39,10 +39,11 @@ def rehearsal_ingredients(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str
     target = {key: recipe.section("target")[key] for key in ("device", "threads", "batch_size")}
     config = {"engine": dict(engine), "target": target}
     code = sources("hasten.stages.rehearsal", engine["_target_"])
+    versions = libraries("torch", "onnx", "onnxscript", *locate(engine["_target_"], "engine").libraries)
     if _is_quantized(recipe):
         config["quantization"] = arguments(quantization)
         code |= sources(quantization["_target_"])
-    versions = libraries("torch", "onnx", "onnxscript", *locate(engine["_target_"], "engine").libraries)
+        versions |= libraries("torchao", "onnxruntime", "openvino")  # any of them may place it, whatever the engine
     return config, code, versions, {"id": machine_id()}
 
 
