@@ -37,7 +37,9 @@ STAGES = {
 }
 """Stage -> the group whose option says what it does."""
 FIXED = {
-    "answers": "The model's outputs on the training rows, which the distillation learns from",
+    "answers": "The outputs of what teaches on the training rows, which the distillation learns from",
+    "assistant": "A network in between that learns first and then teaches: distillation.assistant",
+    "assistant-answers": "The outputs of the assistant on the training rows",
     "export": "One graph for every engine",
 }
 """What stages do that no group decides."""
@@ -153,7 +155,7 @@ class Guide:
 
         choices = self.composer.choices(self.recipe)
         for stage in (each.name for each in wanted(self.recipe)):
-            group = STAGES.get(stage)
+            group = STAGES.get("teacher" if stage.startswith("teacher-") else stage)  # of several, each has a number
             if group is None:
                 yield stage, "", FIXED.get(stage, ""), ""
                 continue
@@ -163,7 +165,11 @@ class Guide:
                 self._purpose(group, choices[group]),
                 self._changed(group, choices),
             )
-            if stage in TRAINS and self.recipe.section("distillation").get("_target_") and self._trains(group):
+            if (
+                stage in TRAINS
+                and self.recipe.section("distillation").get("_target_")
+                and _trains(self.recipe.section(group))
+            ):
                 name = choices["distillation"]
                 told = self._purpose("distillation", name)
                 yield "", f"distillation={name}", told, self._changed("distillation", choices)
@@ -227,7 +233,7 @@ class Guide:
     def _taken(self, option: Option) -> str:
         """What the recipe, the rows and the machine have to give it."""
         wanted = [needed(entry) for entry in getattr(option.component, "requires", ())]
-        if option.node.get("training"):
+        if _trains(option.node):
             wanted.append("training")
         if rows := option.node.get("calibration_rows"):
             wanted.append(f"{rows} rows to measure ranges on")
@@ -277,14 +283,16 @@ class Guide:
         mine = [self.session.config_dir] if self.session.config_dir else []
         return options(group, [*mine, conf_folder()]).get(option, "")
 
-    def _trains(self, group: str) -> bool:
-        return bool(self.recipe.section(group).get("training"))
-
     def _changed(self, group: str, choices: Mapping[str, str]) -> str:
         """The knobs that the recipe sets otherwise than its option's file."""
         usual = dict(_leaves(self.composer.node(group, choices[group], self.recipe)))
         found = dict(_leaves(self.recipe.section(group)))
         return ", ".join(f"{key}={value}" for key, value in found.items() if key not in usual or usual[key] != value)
+
+
+def _trains(node: Mapping[str, Any]) -> bool:
+    """Whether a component has anything to do with its `training`: 0 epochs are none."""
+    return bool((node.get("training") or {}).get("epochs"))
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -232,3 +232,45 @@ def test_what_is_pruned_twice_is_rebuilt_bit_for_bit_and_runs_in_an_engine(tmp_p
     loss.backward()
     used = [parameter for name, parameter in rebuilt.named_parameters() if not name.endswith("key.bias")]
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in used)
+
+
+class Packed(nn.Module):
+    """Reads sequences up to their lengths."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.GRU(3, 12, batch_first=True)
+        self.hidden, self.head = nn.Linear(12, 16), nn.Linear(16, 3)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.head(torch.relu(self.hidden(self.cells(packed)[1][-1])))
+
+
+@pytest.mark.parametrize("amount", ["sparsity", "flops_cut"])
+def test_layers_that_read_packed_sequences_stay_whole(amount):
+    steps = np.random.default_rng(0).normal(size=(16, 9, 3)).astype(np.float32)
+    rows = {"x": steps, "lengths": 1 + np.arange(16) % 9}
+    knobs = {"sparsity": None, amount: 0.15}
+    pruned = StructuredPruning(**knobs)(Packed(), Bench(**rows)).model
+    assert pruned.cells.hidden_size == 12
+    assert pruned.hidden.out_features < 16
+
+
+class Named(nn.Module):
+    """Gives its attention everything by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.hidden, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        seen, _ = self.attention(query=x, key=x, value=x)
+        return self.head(torch.relu(self.hidden(seen.mean(1))))
+
+
+def test_arguments_may_be_given_by_name():
+    rows = {"x": np.random.default_rng(0).normal(size=(16, 5, 8)).astype(np.float32)}
+    pruned = StructuredPruning(sparsity=None, flops_cut=0.05)(Named(), Bench(**rows)).model
+    assert pruned.hidden.out_features < 16

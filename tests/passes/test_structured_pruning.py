@@ -15,6 +15,7 @@ from hasten.artefacts import module as artefact
 from hasten.artefacts.statistics import estimate_statistics
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Input, Rows
+from hasten.passes.pruning.groups import Group
 from hasten.passes.pruning.structured import StructuredPruning
 
 
@@ -347,6 +348,12 @@ def test_keeps_no_fewer_than_one_multiple():
     model, _ = built({**MLP, "hidden": [64, 6]}, (5,))
     pruned = StructuredPruning(sparsity=0.99, round_to=4)(model, Bench(5)).model
     assert [layer.out_features for layer in pruned.layers if isinstance(layer, nn.Linear)] == [4, 4, 3]
+
+
+@pytest.mark.parametrize(("share", "kept"), [(1.0, 10), (0.95, 10), (0.85, 8), (0.62, 8), (0.58, 4), (0.0, 4)])
+def test_all_units_are_a_width_whatever_they_are_a_multiple_of(share, kept):
+    group = Group(name="", kind="channels", num_units=10, multiple=4, slices=(), channels=torch.arange(10)[:, None])
+    assert group.nearest(share) == kept
 
 
 def test_keeps_the_nearest_multiple():

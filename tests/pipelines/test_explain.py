@@ -18,7 +18,7 @@ from hasten.core.interfaces import GraphPass
 class Ternary(GraphPass):
     relieves = ("memory", "capacity")
     requires = ("student|pruning",)
-    never_with = ("engine=openvino", "pruning=magnitude")
+    never_with = ("engine=openvino", "pruning=unstructured")
     calibration_rows: int = 7
 
     def __call__(self, graph, calibration, family, folder):
@@ -32,12 +32,15 @@ class Ternary(GraphPass):
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A user's config folder with a technique, one that does not import, and a strategy that has to be named."""
+    """A user's config folder with a technique, one that does not import, an edited one, and a strategy to be named."""
     (tmp_path / "my_ternary.py").write_text(MINE)
     folder = tmp_path / "my_conf"
     (folder / "quantization").mkdir(parents=True)
     (folder / "quantization" / "ternary.yaml").write_text(
         "# Three values a weight\n_target_: my_ternary.Ternary\ncalibration_rows: 7\n"
+    )
+    (folder / "quantization" / "careful.yaml").write_text(
+        "# Many rows\ndefaults: [static, _self_]\ncalibration_rows: 900\n"
     )
     (folder / "pruning").mkdir()
     (folder / "pruning" / "lost.yaml").write_text("# Gone\n_target_: nowhere.Lost\n")
@@ -150,6 +153,21 @@ def test_tells_the_stages_with_the_knobs_that_were_set(
     assert set(table(tables, "strategies on this recipe")) == {"strategy", "engine"}
 
 
+def test_tells_of_every_stage_what_it_does_and_of_distillation_where_something_trains(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = ["student=mlp", "distillation=assistant", "distillation.teachers=2", "quantization=affine"]
+    _, tables, printed = explain(capsys, monkeypatch, *typed, "engine=onnxruntime", "strategy=[engine]")
+    assert table(tables, "what techniques are for")["quantization=affine"].split(" | ")[1] == (
+        "256 rows to measure ranges on"
+    )
+    stages = table(tables, "this recipe")
+    assert list(stages)[1:7] == ["data", "teacher", "teacher-2", "answers", "assistant", "assistant-answers"]
+    assert all(stages.values())
+    assert stages["teacher-2"] == stages["teacher"]
+    assert printed.count("Soft labels over") == 1, "for the student, as the quantization does not train"
+
+
 def test_a_value_that_is_wrong_by_itself_is_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,8 +186,9 @@ def test_techniques_of_the_users_own_are_in_it(
     techniques = table(tables, "what techniques are for")
     assert techniques["quantization=ternary"] == (
         "memory, capacity | student=... or pruning=...; 7 rows to measure ranges on; timing on the target | "
-        "engine=openvino, pruning=magnitude"
+        "engine=openvino, pruning=unstructured"
     )
+    assert techniques["quantization=careful"] == "compute, memory, capacity | 900 rows to measure ranges on"
     assert "nowhere.Lost does not import" in techniques["pruning=lost"]
     assert "Three values a weight" in table(tables, "this recipe")["quantize"]
     assert list(tables["refused:"]) == [

@@ -10,6 +10,7 @@ from hasten.core.sections import TrainingSettings
 from hasten.passes.distillation.features import FeatureMaps
 from hasten.passes.distillation.outputs import OutputMatching
 from hasten.passes.distillation.soft_labels import SoftLabels
+from hasten.passes.pruning.masks import Masked
 from hasten.tasks.classification import Classification
 from hasten.training.fit import fit
 from hasten.training.lesson import Lesson, mean_answer
@@ -106,6 +107,14 @@ def test_layers_are_learnt(tmp_path):
     settings = TrainingSettings(epochs=60, batch_size=25, lr=0.05, weight_decay=0.0)
     curves = train(tmp_path, settings=settings, seconds=1000, **taught).curves["train_loss"]
     assert curves[-1] < 0.05 * curves[0]
+
+
+def test_the_layers_of_a_student_with_masks_have_the_names_that_they_have_without(tmp_path):
+    dropped = {"0.weight": torch.zeros(16, 6, dtype=torch.bool)}
+    plain = train(tmp_path / "plain", loss=LAYERS, teachers=[teacher()])
+    masked = train(tmp_path / "masked", model=Masked(student(), dropped), loss=LAYERS, teachers=[teacher()])
+    weights = zip(plain.model.parameters(), masked.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in weights)
 
 
 def test_the_student_draws_what_it_draws_without_projections():

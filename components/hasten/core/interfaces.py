@@ -304,7 +304,8 @@ class Bench(Protocol):
 
     def latencies_ms(self, models: Sequence[torch.nn.Module]) -> list[float]:
         """Median latency of one request of each model on the target, as the recipe would deploy it: in its engine, and
-        quantized where it says so. All are timed in turns in one session. Asked of a pass that `measures` alone.
+        quantized where it says so by a `GraphPass`; what a `TrainedGraphPass` is to quantize is timed in floats. All
+        are timed in turns in one session. Asked of a pass that `measures` alone.
 
         Raises:
             EngineError: the engine failed on a model.

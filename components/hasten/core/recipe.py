@@ -198,10 +198,9 @@ class Composer:
 
         The `null` of the group's own file would hide them, since OmegaConf merges no `???` over a value.
         """
-        repository = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
         for text in final:
             if text.startswith("experiment="):
-                found = repository.load_config(f"experiment/{text.removeprefix('experiment=')}")
+                found = _repository().load_config(f"experiment/{text.removeprefix('experiment=')}")
                 raw = OmegaConf.to_container(found.config, resolve=False) if found else {}
                 yield from (key for key in _missing(raw) if OmegaConf.select(config, key, default=None) is None)
 
@@ -278,14 +277,20 @@ class Composer:
             ConfigError: it does not compose, or refers to what there is not.
         """
         try:
-            spelt = OmegaConf.to_container(compose(config_name=f"{group}/{option}"))
-            assert isinstance(spelt, dict)
-            beside = OmegaConf.create({**recipe.config, group: spelt.get(group)})
+            beside = OmegaConf.create({**recipe.config, group: self._spelt(group, option)})
             resolved = OmegaConf.to_container(beside, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error, [f"{group}={option}"]) from error
         assert isinstance(resolved, dict)
         return resolved[group] or {}
+
+    def _spelt(self, group: str, option: str) -> Any:
+        found = _repository().load_config(f"{group}/{option}")
+        if found and not found.defaults_list and not found.header.get("package"):
+            return found.config  # composing a file that stands alone gives the same and takes ten times as long
+        spelt = OmegaConf.to_container(compose(config_name=f"{group}/{option}"))
+        assert isinstance(spelt, dict)
+        return spelt.get(group)
 
     def options(self, group: str) -> list[str]:
         """Options of a group on the config search path."""
@@ -298,6 +303,11 @@ class Composer:
             raise explain(error, overrides) from error
         except ValueError as error:  # Hydra's own for `group=null`
             raise ConfigError(f"{one_line(error)}: a group takes the name of an option, none for nothing") from error
+
+
+def _repository() -> Any:
+    """The files on the config search path, before anything is composed of them."""
+    return GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
 
 
 def _missing(node: Any, key: str = "") -> Iterator[str]:

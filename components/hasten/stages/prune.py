@@ -13,6 +13,7 @@ from hasten.core.interfaces import ModulePass
 from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
+from hasten.stages.rehearsal import rehearsed
 from hasten.stages.stage import Stage, Tools, declared, module_stage, write_notes
 from hasten.stages.training import (
     LIBRARIES,
@@ -56,4 +57,4 @@ class Prune(Stage):
             cut = method(rebuild(before), bench)
         arch = read_json(before / "module.json")["arch"]
         save(folder, arch, cut.model, [*surgery(before), *cut.steps])
-        write_notes(folder, cut.notes)
+        write_notes(folder, [*cut.notes, rehearsed(recipe)] if method.measures else cut.notes)

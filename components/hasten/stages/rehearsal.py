@@ -37,14 +37,28 @@ def rehearsal_ingredients(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str
     """Config, sources, libraries and machine that a stage depends on whose pass times models on the target."""
     engine, quantization = recipe.section("engine"), recipe.section("quantization")
     target = {key: recipe.section("target")[key] for key in ("device", "threads", "batch_size")}
-    graph_pass = declared(quantization) and issubclass(locate(quantization["_target_"], "quantization"), GraphPass)
     config = {"engine": dict(engine), "target": target}
     code = sources("hasten.stages.rehearsal", engine["_target_"])
-    if graph_pass:
+    versions = libraries("torch", "onnx", "onnxscript", *locate(engine["_target_"], "engine").libraries)
+    if _is_quantized(recipe):
         config["quantization"] = arguments(quantization)
         code |= sources(quantization["_target_"])
-    versions = libraries("torch", "onnx", "onnxscript", *locate(engine["_target_"], "engine").libraries)
+        versions |= libraries("torchao", "onnxruntime", "openvino")  # any of them may place it, whatever the engine
     return config, code, versions, {"id": machine_id()}
+
+
+def rehearsed(recipe: Recipe) -> str:
+    """What is timed, in a sentence for the report; of all that the recipe says, it depends on the ingredients alone."""
+    engine = f"engine={recipe.option('engine')}"
+    if _is_quantized(recipe):
+        return f"These latencies are those of {engine} with quantization={recipe.option('quantization')}."
+    return f"These latencies are those of {engine} in floats: quantization that trains or times layers is not in them."
+
+
+def _is_quantized(recipe: Recipe) -> bool:
+    """Whether the quantization takes part: what trains or times layers would do so for every network that is timed."""
+    node = recipe.section("quantization")
+    return declared(node) and issubclass(locate(node["_target_"], "quantization"), GraphPass)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +129,10 @@ class Rehearsal:
         return write_graph(model, module, signature, rows, graph)
 
     def _quantized(self, graph: Graph, folder: Path) -> Graph:
-        """With the recipe's quantization, where it takes no training to place it."""
-        node = self.recipe.section("quantization")
-        method = construct(node, "quantization") if declared(node) else None
-        if not isinstance(method, GraphPass):
+        """With the recipe's quantization, where it takes part."""
+        if not _is_quantized(self.recipe):
             return graph
+        method: GraphPass = construct(self.recipe.section("quantization"), "quantization")
         placed = folder / "quantized"
         placed.mkdir()
         family = locate(self.recipe.section("engine")["_target_"], "engine").family

@@ -89,7 +89,7 @@ def timing_ingredients(
     recipe: Recipe, section: str
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, str], dict[str, str]]:
     """Config, sources, libraries and machine that a pass adds to its stage where it times models on the target."""
-    if not construct(recipe.section(section), section).measures:
+    if not getattr(construct(recipe.section(section), section), "measures", False):
         return {}, {}, {}, {}
     return rehearsal_ingredients(recipe)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.artefacts.module import forward
+from hasten.artefacts.wrapper import inner
 from hasten.core.interfaces import Distillation, Task
 from hasten.training.layers import LayerOutputs
 
@@ -53,7 +54,10 @@ class Lesson(nn.Module):
         student_layers, teacher_layers = loss.layers
         if student_layers:
             first = self._teachers[0]
-            follow = LayerOutputs(student, student_layers, "student"), LayerOutputs(first, teacher_layers, "teacher")
+            follow = (
+                LayerOutputs(inner(student), student_layers, "student"),
+                LayerOutputs(first, teacher_layers, "teacher"),
+            )
             self._followed = follow
             shapes = _shapes(student, follow[0], rows), _shapes(first, follow[1], rows)
             with torch.random.fork_rng(devices=[]):

@@ -119,10 +119,10 @@ def _module_uses(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Any) ->
     elif isinstance(module, nn.RNNBase):
         for name, _ in module.named_parameters():
             if name.startswith("weight"):
-                yield name, inputs[0].numel() / module.input_size
+                yield name, math.prod(outputs[0].data.shape[:-1])  # `data` of a tensor or of packed sequences
     elif isinstance(module, nn.MultiheadAttention):
         for name in ("in_proj_weight", "out_proj.weight"):
-            yield name, math.prod(inputs[0].shape[:-1])
+            yield name, math.prod(outputs[0].shape[:-1])
 
 
 @contextmanager

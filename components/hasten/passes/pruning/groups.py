@@ -77,7 +77,9 @@ class Group:
             units: of which the share is meant, where the group has lost some already.
         """
         wanted = (self.num_units if units is None else units) * share
-        return min(self.num_units, max(self.multiple, round(wanted / self.multiple) * self.multiple))
+        rounded = min(self.num_units, max(self.multiple, round(wanted / self.multiple) * self.multiple))
+        # All units are a width too, whatever they are a multiple of.
+        return self.num_units if abs(self.num_units - wanted) < abs(rounded - wanted) else rounded
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

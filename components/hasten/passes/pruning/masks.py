@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from hasten.artefacts.wrapper import Wrapper
 from hasten.core.errors import PassError
 
 LAYERS = (_ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.Embedding)
@@ -54,7 +55,7 @@ def prunable(model: nn.Module, keep: Sequence[End], layers: tuple[type[nn.Module
     return found
 
 
-class Masked(nn.Module):
+class Masked(Wrapper):
     """A model whose dropped weights are set to zero again before every forward, whatever the optimizer made of them.
 
     The masks are buffers: a copy has its own, and a training is told from one with other masks.
@@ -64,8 +65,7 @@ class Masked(nn.Module):
     """
 
     def __init__(self, model: nn.Module, dropped: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self._names = tuple(dropped)
         for place, drop in enumerate(dropped.values()):
             self.register_buffer(f"dropped{place}", drop)

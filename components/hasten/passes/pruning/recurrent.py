@@ -94,8 +94,10 @@ def _readers(model: nn.Module, module: nn.RNNBase, example: Mapping[str, Tensor]
     marks = 1e6 + torch.arange(module.hidden_size, dtype=torch.float32)
     found: list[str] = []
 
-    def mark(_: nn.Module, __: Any, outputs: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    def mark(_: nn.Module, __: Any, outputs: tuple[Any, Any]) -> tuple[Any, Any]:
         states, final = outputs
+        if not isinstance(states, Tensor):  # of packed sequences, which nothing here looks into
+            return outputs
         marked = tuple(marks.expand_as(each) for each in final) if isinstance(final, tuple) else marks.expand_as(final)
         return marks.expand_as(states), marked
 
