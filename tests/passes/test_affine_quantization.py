@@ -317,7 +317,7 @@ def test_eight_bits_are_placed_as_integers_with_the_trained_weights(
     weight = trained.get_submodule("stem.0").weight.detach()
     integers = weight / weight.abs().amax((1, 2, 3), keepdim=True) * 127
     (stem,) = [each for each in convolutions if each.shape == tuple(weight.shape)]
-    # A negative factor of the normalization turns a whole channel round, and OpenVINO's scale takes 127.5 steps.
+    # A negative factor of the normalization turns a whole channel round.
     signs = np.sign((stem * integers.numpy()).sum((1, 2, 3), keepdims=True))
     assert np.abs(stem * signs - integers.numpy()).max() <= 1
     given = rows(50, *SHAPE, seed=1)
@@ -351,6 +351,28 @@ def test_without_vnni_the_weights_keep_to_seven_bits(
         if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2
     ]
     np.testing.assert_array_equal(placed.T if placed.shape != weight.shape else placed, np.round(levels))
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+@pytest.mark.parametrize("family", ["onnxruntime", "openvino"])
+def test_placed_weights_stay_on_the_grid_that_they_were_trained_on(
+    linear: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, vnni: bool
+) -> None:
+    monkeypatch.setattr(affine, "has_vnni", lambda: vnni)
+    bench = Bench(6)
+    AffineQuantization()(linear, rows(64, 6), family, tmp_path, bench)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    values = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    (node,) = [
+        node
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and values.get(node.input[0], np.zeros(1)).ndim == 2
+    ]
+    integers, scales = values[node.input[0]], values[node.input[1]]
+    axis = next(each.i for each in node.attribute if each.name == "axis") % 2
+    placed = integers * np.expand_dims(scales, 1 - axis)
+    weight = bench.fitted[0].weight.detach().numpy()
+    np.testing.assert_allclose(placed.T if placed.shape != weight.shape else placed, weight, rtol=1e-5)
 
 
 @pytest.mark.slow
