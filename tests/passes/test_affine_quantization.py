@@ -29,7 +29,10 @@ SHAPE = (3, 8, 8)
 
 
 class Bench:
-    """Rows of noise, and a few steps of AdamW on a copy, saved and loaded as an interrupted training does."""
+    """Rows of noise, and a few steps of AdamW on a copy, saved and loaded as an interrupted training does.
+
+    Keeps what it gave, and copies of it with the moving averages of the training.
+    """
 
     seed = 0
 
@@ -37,6 +40,7 @@ class Bench:
         self.train = Rows(inputs=rows(64, *shape), targets=np.arange(64) % 3)
         self.steps = steps
         self.fitted: list[nn.Module] = []
+        self.averaged: list[nn.Module] = []
 
     def fit(self, model: nn.Module) -> nn.Module:
         student = copy.deepcopy(model).train()
@@ -48,6 +52,7 @@ class Bench:
             optimizer.step()
             student.load_state_dict(copy.deepcopy(student.state_dict()))
         self.fitted.append(student.eval())
+        self.averaged.append(copy.deepcopy(student))
         return student
 
 
@@ -198,10 +203,47 @@ def test_takes_every_kind_of_layer_and_says_what_stays_float(mixed: Graph, tmp_p
     given = rows(30, 3, 8, seed=1)
     np.testing.assert_allclose(run(tmp_path / "model.onnx", given), outputs(bench.fitted[0], given), atol=0.02)
     assert notes[1:] == (
-        "memory (LSTM), attention (MultiheadAttention) stay in floats: only convolutions and linear layers are "
-        "quantized",
+        "memory (LSTM), attention (MultiheadAttention) stay in floats: only convolutions and linear layers get fake "
+        "quantizers",
         "spare stay in floats: nothing calls them as layers",
     )
+
+
+class Unusual(nn.Module):
+    """A table that is a layer's weight, too, a weight that is computed, and a layer that is called by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, 6)
+        self.shared = nn.Linear(6, 3, bias=False)
+        self.shared.weight = self.table.weight
+        self.computed = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+        self.named = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shared(torch.relu(self.named(input=self.computed(x) + self.table((x[:, 0] > 0).long()))))
+
+
+def test_leaves_weights_alone_that_are_no_layers_own(tmp_path: Path) -> None:
+    graph = written(tmp_path, {"_target_": f"{__name__}.Unusual"}, (6,))
+    bench = Bench(6, steps=2)
+    method = AffineQuantization(weight_bits=3, activation_bits=3)
+    (tmp_path / "simulated").mkdir()
+    notes = method(graph, rows(64, 6), "onnxruntime", tmp_path / "simulated", bench)
+    assert notes[1:] == ("computed, shared stay in floats: their weights are shared or computed",)
+    given = rows(30, 6, seed=1)
+    simulated = run(tmp_path / "simulated" / "model.onnx", given)
+    np.testing.assert_allclose(simulated, outputs(bench.fitted[0], given), atol=1e-5)
+    assert len(np.unique(bench.fitted[0].named.weight.detach().numpy()[0])) <= 7
+    with pytest.raises(
+        PassError, match=r"Unusual has no layer to quantize: .* named stay in floats .*; computed, shared"
+    ):
+        AffineQuantization(keep=("named",))(graph, rows(64, 6), "onnxruntime", tmp_path, Bench(6))
+
+
+def test_says_what_integers_are_placed_without_training(mixed: Graph, tmp_path: Path) -> None:
+    notes = AffineQuantization()(mixed, rows(64, 3, 8), "onnxruntime", tmp_path, Bench(3, 8))
+    assert notes[0].startswith("memory (LSTM), attention (MultiheadAttention) are left to the engine's placement: ")
 
 
 def test_says_that_it_is_a_simulation_and_what_the_weights_would_take(linear: Graph, tmp_path: Path) -> None:
@@ -262,6 +304,20 @@ def test_trains_the_network_that_is_simulated_and_estimates_its_normalization(re
     assert all(scale.abs().max() > 0 for scale in scales.values())
 
 
+def test_what_is_deployed_is_as_good_as_the_training_was_on_its_rows(residual: Graph, tmp_path: Path) -> None:
+    """Weights that still jump between levels leave moving averages behind, which would lose what was learned."""
+    bench = Bench(*SHAPE, steps=20)
+    AffineQuantization(weight_bits=4, activation_bits=4)(residual, rows(64, *SHAPE), "onnxruntime", tmp_path, bench)
+    inputs, labels = bench.train.inputs, bench.train.targets
+    deployed = _cross_entropy(run(tmp_path / "model.onnx", inputs), labels)
+    training = copy.deepcopy(bench.fitted[0]).train()
+    with torch.no_grad():
+        trained = _cross_entropy(training(torch.from_numpy(inputs["input"])).numpy(), labels)
+    lost = _cross_entropy(outputs(bench.averaged[0], inputs), labels) - trained
+    assert lost > 0.1
+    assert abs(deployed - trained) < 0.2 * lost
+
+
 def test_fixed_ranges_stay_as_they_were_calibrated(residual: Graph, tmp_path: Path) -> None:
     bench = Bench(*SHAPE, steps=2)
     method = AffineQuantization(weight_bits=4, activation_bits=4, learned_ranges=False)
@@ -317,7 +373,7 @@ def test_eight_bits_are_placed_as_integers_with_the_trained_weights(
     weight = trained.get_submodule("stem.0").weight.detach()
     integers = weight / weight.abs().amax((1, 2, 3), keepdim=True) * 127
     (stem,) = [each for each in convolutions if each.shape == tuple(weight.shape)]
-    # A negative factor of the normalization turns a whole channel round, and OpenVINO's scale takes 127.5 steps.
+    # A negative factor of the normalization turns a whole channel round.
     signs = np.sign((stem * integers.numpy()).sum((1, 2, 3), keepdims=True))
     assert np.abs(stem * signs - integers.numpy()).max() <= 1
     given = rows(50, *SHAPE, seed=1)
@@ -351,6 +407,28 @@ def test_without_vnni_the_weights_keep_to_seven_bits(
         if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2
     ]
     np.testing.assert_array_equal(placed.T if placed.shape != weight.shape else placed, np.round(levels))
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+@pytest.mark.parametrize("family", ["onnxruntime", "openvino"])
+def test_placed_weights_stay_on_the_grid_that_they_were_trained_on(
+    linear: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, vnni: bool
+) -> None:
+    monkeypatch.setattr(affine, "has_vnni", lambda: vnni)
+    bench = Bench(6)
+    AffineQuantization()(linear, rows(64, 6), family, tmp_path, bench)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    values = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    (node,) = [
+        node
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and values.get(node.input[0], np.zeros(1)).ndim == 2
+    ]
+    integers, scales = values[node.input[0]], values[node.input[1]]
+    axis = next(each.i for each in node.attribute if each.name == "axis") % 2
+    placed = integers * np.expand_dims(scales, 1 - axis)
+    weight = bench.fitted[0].weight.detach().numpy()
+    np.testing.assert_allclose(placed.T if placed.shape != weight.shape else placed, weight, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -169,6 +169,20 @@ def test_born_again_is_the_models_architecture_from_other_weights(tiny: tuple[st
     assert (other["classifier.weight"] - start.classifier.weight).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("teachers", [1, 3])
+def test_born_again_starts_from_no_teachers_weights(teachers: int) -> None:
+    typed = ("student=again", "distillation=soft_labels", f"distillation.teachers={teachers}", "seed=5")
+    recipe, made, seeds = Composer.of(typed).compose(), {}, []
+    for stage in wanted(recipe):
+        ingredients = stage.ingredients(recipe, made)
+        made[stage.name] = ingredients.key
+        if ingredients.stage == "teacher":
+            seeds.append(ingredients.config["seed"])
+        if stage.name == "student":
+            assert ingredients.config["initial_seed"] not in seeds
+    assert len(seeds) == teachers
+
+
 def test_how_many_rows_would_be_held_out_counts_only_where_they_are() -> None:
     assert keys("trainer.held_out=0.3") == keys()
     patient = keys("trainer.patience=3")

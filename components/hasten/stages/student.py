@@ -72,8 +72,8 @@ class Student(Stage):
 def _initial_seed(recipe: Recipe, node: Mapping[str, Any]) -> int:
     """Of the weights that the training starts from.
 
-    With the model's own architecture and seed they would be those that the model itself started from; a model that is
-    born again starts anew (Furlanello et al. 2018).
+    With the model's own architecture and seed they would be those that the model itself started from, and with one of
+    the next seeds those of a further teacher; a model that is born again starts anew (Furlanello et al. 2018).
     """
     again = node["arch"] == recipe.section("model")["arch"]
-    return int((recipe.config["seed"] + again) % 2**32)
+    return int((recipe.config["seed"] + again * recipe.section("distillation").get("teachers", 1)) % 2**32)

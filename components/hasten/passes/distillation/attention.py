@@ -23,7 +23,7 @@ class AttentionTransfer(Distillation):
 
     answers + weight * mean over pairs and rows of |a(student) - a(teacher)|^2, where a is the sum of the squares over
     the channels at each place, as a vector of length 1. It needs no projection, whatever the channels are. The authors'
-    code takes the mean over the places in place of the sum: their beta of 1000 is a weight of 500 / places.
+    code takes the mean over the places and the sum over the pairs: its beta of 1000 is a weight of 1000 pairs / places.
 
     Attributes:
         student_layers: dotted paths, as `model.named_modules()` spells them, of layers that give maps.

@@ -7,6 +7,7 @@ and what lies between layers stay in floats.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Simulation:
         model: the module, without quantizers; its weights are on their grid.
         inputs: path of a layer -> the settled quantizer of its input.
         paths: of the quantized layers, in the order in which they run.
-        notes: on what stays float.
+        notes: on what gets no fake quantizers.
     """
 
     model: nn.Module
@@ -88,6 +89,7 @@ def simulate(
     *,
     keep: Sequence[str],
     bias_correction: bool = False,
+    others: str = "stay in floats",
 ) -> Simulation:
     """Puts fake quantizers on a copy of the graph's module, calibrates them, and trains it through them.
 
@@ -96,6 +98,7 @@ def simulate(
         bench: whose `fit` trains, starting from the calibrated network; what it leaves untrained is just calibrated.
         keep: layers that stay float: `first`, `last`, or the path of a layer or of a block of them.
         bias_correction: see `correct_means`.
+        others: what becomes of all that gets no fake quantizers, in words; of what `keep` names it is clear.
 
     Raises:
         PassError: there are no rows or no layers, `keep` names none of them, or a layer's inputs are not finite.
@@ -104,12 +107,13 @@ def simulate(
         raise PassError("quantization needs training rows to measure ranges on, got 0")
     model = rebuild(graph.module)
     seen = _inputs(model, rows)
-    float_paths = kept(keep, list(seen))
-    paths = tuple(path for path in seen if path not in float_paths)
+    keeps, borrowed = kept(keep, list(seen)), _borrowed(model, list(seen))
+    paths = tuple(path for path in seen if path not in keeps | borrowed)
+    notes = tuple(_on_floats(model, list(seen), keeps, borrowed - keeps, others))
     if not paths:
         raise PassError(
-            f"{type(model).__name__} has no layer to quantize: of its {len(seen)} convolutions and linear layers, "
-            f"quantization.keep={list(keep)} leaves none"
+            f"{type(model).__name__} has no layer to quantize: "
+            + "; ".join((f"of its {len(seen)} convolutions and linear layers none is left", *notes))
         )
     for path in paths:
         layer = model.get_submodule(path)
@@ -128,7 +132,7 @@ def simulate(
         model=plain,
         inputs={path: quantizer.settled() for path in paths if (quantizer := _input_quantizer(trained, path))},
         paths=paths,
-        notes=tuple(_on_floats(plain, list(seen), float_paths)),
+        notes=notes,
     )
 
 
@@ -169,15 +173,15 @@ def _inputs(model: nn.Module, rows: Columns) -> dict[str, Histogram]:
     """What the layers are given, in the order in which they first run; those that don't run are left out."""
     seen: dict[str, Histogram] = {}
 
-    def observe(path: str, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def observe(path: str, layer: nn.Module, arguments: tuple[Tensor, ...], keywords: Mapping[str, Tensor]) -> None:
         try:
-            seen.setdefault(path, Histogram()).observe(arguments[0].numpy())
+            seen.setdefault(path, Histogram()).observe(_given(arguments, keywords).numpy())
         except ValueError as error:
             raise PassError(f"the inputs of layer {path or 'model'} can't be quantized: {error}") from error
 
     with ExitStack() as hooks:
         for path, layer in _layers(model):
-            hooks.enter_context(layer.register_forward_pre_hook(partial(observe, path)))
+            hooks.enter_context(layer.register_forward_pre_hook(partial(observe, path), with_kwargs=True))
         _run(model, rows)
     return seen
 
@@ -209,8 +213,8 @@ def _normalizations(model: nn.Module, paths: Sequence[str], rows: Columns) -> di
         kept_alive.append(output)
         written[id(output)] = path
 
-    def read(path: str, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        if source := written.get(id(arguments[0])):
+    def read(path: str, layer: nn.Module, arguments: tuple[Tensor, ...], keywords: Mapping[str, Tensor]) -> None:
+        if source := written.get(id(_given(arguments, keywords))):
             found[source] = path
 
     with ExitStack() as hooks:
@@ -218,7 +222,7 @@ def _normalizations(model: nn.Module, paths: Sequence[str], rows: Columns) -> di
             hooks.enter_context(model.get_submodule(path).register_forward_hook(partial(write, path)))
         for path, module in model.named_modules():
             if isinstance(module, _BatchNorm) and module.track_running_stats:
-                hooks.enter_context(module.register_forward_pre_hook(partial(read, path)))
+                hooks.enter_context(module.register_forward_pre_hook(partial(read, path), with_kwargs=True))
         _run(model, {name: values[:2] for name, values in rows.items()})
     return found
 
@@ -234,17 +238,28 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((path, module) for path, module in model.named_modules() if isinstance(module, _LAYERS))
 
 
-def _on_floats(model: nn.Module, ran: Sequence[str], keeps: frozenset[str]) -> Iterator[str]:
-    """What computes with weights and is not quantized, one sentence for each reason."""
+def _borrowed(model: nn.Module, paths: Sequence[str]) -> frozenset[str]:
+    """Layers without a weight of their own: it belongs to another module, too, or is computed from other parameters."""
+    owners = Counter(id(each) for module in model.modules() for each in module._parameters.values() if each is not None)
+    weights = {path: model.get_submodule(path)._parameters.get("weight") for path in paths}
+    return frozenset(path for path, weight in weights.items() if weight is None or owners[id(weight)] > 1)
+
+
+def _on_floats(
+    model: nn.Module, ran: Sequence[str], keeps: frozenset[str], borrowed: frozenset[str], others: str
+) -> Iterator[str]:
+    """What computes with weights and gets no fake quantizers, one sentence for each reason."""
     recurrent = [f"{path} ({type(module).__name__})" for path, module in model.named_modules() if _is_float(module)]
     inside = tuple(f"{path}." for path, module in model.named_modules() if _is_float(module))
     idle = [path for path, _ in _layers(model) if path not in ran and not path.startswith(inside)]
     if keeps:
         yield f"{', '.join(path for path in ran if path in keeps)} stay in floats (quantization.keep)"
+    if borrowed:
+        yield f"{', '.join(path for path in ran if path in borrowed)} {others}: their weights are shared or computed"
     if recurrent:
-        yield f"{', '.join(recurrent)} stay in floats: only convolutions and linear layers are quantized"
+        yield f"{', '.join(recurrent)} {others}: only convolutions and linear layers get fake quantizers"
     if idle:
-        yield f"{', '.join(idle)} stay in floats: nothing calls them as layers"
+        yield f"{', '.join(idle)} {others}: nothing calls them as layers"
 
 
 def _is_float(module: nn.Module) -> bool:
@@ -255,13 +270,21 @@ def _quantize_input(layer: nn.Module, quantizer: nn.Module | None) -> None:
     if quantizer is not None:
         layer.add_module("input_quantizer", quantizer)
         # A plain function, because a copy of the layer has to call the copy of the quantizer.
-        layer.register_forward_pre_hook(_through_input_quantizer)
+        layer.register_forward_pre_hook(_through_input_quantizer, with_kwargs=True)
 
 
-def _through_input_quantizer(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _through_input_quantizer(
+    layer: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     quantizer = layer.input_quantizer
     assert isinstance(quantizer, nn.Module)
-    return (quantizer(arguments[0]), *arguments[1:])
+    values = quantizer(_given(arguments, keywords))
+    return (values, *arguments[1:]), {name: value for name, value in keywords.items() if name != "input"}
+
+
+def _given(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    """What a layer is called with, which all of PyTorch's name `input`."""
+    return arguments[0] if arguments else keywords["input"]
 
 
 def _input_quantizer(model: nn.Module, path: str) -> Any:
