@@ -176,8 +176,8 @@ def _faster(graph: Graph, file: Path, bench: Bench) -> str:
     """What the chosen graph gains as a whole.
 
     Raises:
-        PassError: it is no faster: each layer pays where the others are in 8 bits, and getting there costs more than all
-            of them save.
+        PassError: it is no faster: each layer pays where the others are in 8 bits, and getting there may cost more than
+            all of them save.
     """
     chosen, floats = bench.graph_latencies_ms([replace(graph, onnx=file, quantized=True), graph])
     figures = f"a request takes {chosen:.4f} ms, in floats {floats:.4f} ms"
