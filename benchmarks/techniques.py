@@ -31,7 +31,9 @@ def main(experiment: Sequence[str]) -> None:
     with composing():
         distill, qat = Composer.of([*experiment, "strategy=[distill,qat_int8]"]).strategies()
     student = tuple(text for text in distill.attempts[0] if not text.startswith("distillation"))
-    print("| recipe | latency p50 | against eager | against the best untouched engine | size | quality, validation |")
+    print(
+        "| recipe | latency p50 | against eager | against the untouched engine | times smaller | quality, validation |"
+    )
     print("|---|---|---|---|---|---|")
     for title, overrides in recipes(student, qat.attempts[0]):
         result = hasten.run([*experiment, "tracking=none", *overrides])
@@ -67,7 +69,7 @@ def _row(title: str, result: Result, trial: Trial) -> str:
     size = result.baseline.evaluation.size_bytes / measured.size_bytes if result.baseline.evaluation else 1.0
     quality = next(iter(measured.metrics.values())).told()
     latency = f"{1e3 * measured.latency_ms['p50'].value:.0f} µs"
-    return f"| {title} | {latency} | {' | '.join(told)} | {size:.3g}x smaller | {quality} |"
+    return f"| {title} | {latency} | {' | '.join(told)} | {size:.3g}x | {quality} |"
 
 
 if __name__ == "__main__":
