@@ -13,6 +13,7 @@ from hasten.core.files import read_json, write_json, write_text
 from hasten.core.interfaces import Signature
 from hasten.core.objective import binding
 from hasten.core.trial import Certificate, Evaluation, Interval, Result
+from hasten.evidence.worker import ENGINE_FILE
 from hasten.hardware.machine import machine
 from hasten.reporting.measures import Measure, measure
 from hasten.reporting.summary import to_json
@@ -119,7 +120,7 @@ def _deploy(session: Session, best: Candidate, result: Result) -> None:
     }
     signature = Signature.from_dict(read_json(best.built.entries["export"].folder / "signature.json"))
     columns = read_json(best.built.data.folder / COLUMNS)
-    engine = best.recipe.section("engine")
+    engine = read_json(best.built.compiled.folder / ENGINE_FILE)
     facts = Facts(
         data=best.recipe.option("data"),
         fingerprint=prepared.fingerprint,

@@ -123,8 +123,7 @@ class Session:
 
     @cached_property
     def target(self) -> Target:
-        node = self.recipe.section("target")
-        return Target(**{**node, "engines": tuple(node["engines"])})
+        return Target.of(self.recipe.section("target"))
 
     @cached_property
     def objective(self) -> Objective:

@@ -22,6 +22,7 @@ STAGE_KEYS = frozenset(
         "teachers",
         "checkpoints",
         "assistant",
+        "search_seconds",
     }
 )
 """Keys of a leaf that its stage reads; all others are arguments of the component."""

@@ -6,12 +6,12 @@ Shapes: B rows of a batch, C classes; an input shape never counts the batch dime
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, MinLen
 
 if TYPE_CHECKING:
     import torch
@@ -412,20 +412,76 @@ class Graph:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Request:
+    """A shape of request that matters.
+
+    Attributes:
+        batch_size: rows.
+        length: size of every dynamic axis of the inputs; None for that of the rows as the data have them.
+    """
+
+    batch_size: Annotated[int, Ge(1)]
+    length: Annotated[int, Ge(1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One of several devices that share the work of one model.
+
+    Attributes:
+        name: as the schedule and its chart call it.
+        engine: option of the group `engine` that runs on it.
+        cpus: logical CPUs that its process is confined to; of a device that is no CPU, those that feed it.
+    """
+
+    name: str
+    engine: str
+    cpus: Annotated[tuple[int, ...], MinLen(1)]
+
+
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """The hardware that will run the model, and how it will be called.
 
     Attributes:
-        device: `cpu`.
+        device: what the model is to run on.
+        reference: PyTorch's device for eager mode, which every speed-up is stated against: that of the machine at hand
+            where PyTorch does not reach the device.
         threads: how many threads one request may use.
         batch_size: rows per request.
+        length: size of the dynamic axes of a request; None for that of the rows as the data have them.
+        also: other requests that matter: timed for the report, while `batch_size` and `length` decide.
+        precisions: number formats that a candidate may calculate in.
+        memory_limit_mb: of the process that serves, 1 MB = 10^6 bytes; an engine that needs more is stopped. None: what
+            this machine has free.
         engines: options of the group `engine` that may be tried, in this order.
+        devices: between which one model may be divided; none for a target of one device.
     """
 
-    device: Literal["cpu"]
+    device: Literal["cpu", "gpu", "tpu", "fpga"]
+    reference: Literal["cpu", "cuda"] = "cpu"
     threads: Annotated[int, Ge(1)]
     batch_size: Annotated[int, Ge(1)]
+    length: Annotated[int, Ge(1)] | None = None
+    also: tuple[Request, ...] = ()
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16", "float16", "int8")
+    memory_limit_mb: Annotated[float, Gt(0)] | None = None
     engines: tuple[str, ...]
+    devices: tuple[Device, ...] = ()
+
+    @classmethod
+    def of(cls, node: Mapping[str, Any]) -> Target:
+        """From the section of a checked config."""
+        lists = {
+            "also": tuple(Request(**request) for request in node.get("also", ())),
+            "precisions": tuple(node["precisions"]) if "precisions" in node else cls.precisions,
+            "engines": tuple(node["engines"]),
+            "devices": tuple(Device(**{**each, "cpus": tuple(each["cpus"])}) for each in node.get("devices", ())),
+        }
+        return cls(**{**node, **lists})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -448,6 +504,16 @@ Runner = Callable[..., "NDArray[Any]"]
 """Takes one array (B, *shape) an input, in the order of the signature, and gives outputs (B, *output_shape)."""
 
 
+@runtime_checkable
+class Stream(Protocol):
+    """A `Runner` that works on several requests at once, on devices that share them or the model."""
+
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[Any]: ...
+
+    def stream(self, requests: Iterable[Sequence[NDArray[Any]]]) -> Iterator[NDArray[Any]]:
+        """The outputs of the requests, in their order. Takes no more requests ahead than it works on."""
+
+
 class Engine(abc.ABC):
     """What runs a graph on the target.
 
@@ -462,6 +528,16 @@ class Engine(abc.ABC):
     """Distributions whose versions decide what `compile` gives."""
     native_code: ClassVar[bool] = False
     """Whether `load` runs machine code out of the folder, so that a deployed artefact has to be trusted."""
+    extra: ClassVar[str | None] = None
+    """Extra of the distribution that installs it, `pip install 'hasten[tvm]'`; None for what is always there."""
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Values of `Target.device` that it runs on."""
+    emulates: ClassVar[bool] = False
+    """Whether a request here only shows what the device would answer: its time says nothing about the device."""
+    reads_onnx: ClassVar[bool] = False
+    """Whether `compile` reads nothing but the ONNX file, signature and reference, so that it takes parts of a graph."""
+    tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Setting -> values worth trying on any graph, from which `engine.search_seconds` chooses by measurement."""
 
     @abc.abstractmethod
     def supports(self, quantized: bool, target: Target) -> str | None:
@@ -477,7 +553,11 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def load(self, folder: Path) -> Runner:
-        """A callable with these settings, on what `compile` wrote."""
+        """A callable with these settings, on what `compile` wrote. It may be a `Stream`."""
+
+    def notes(self, folder: Path) -> tuple[str, ...]:
+        """What the report should say of what `compile` wrote, one sentence each: estimates, what is emulated."""
+        return ()
 
     @abc.abstractmethod
     def integer_share(self, folder: Path) -> float:

@@ -387,7 +387,7 @@ def _engine(recipe: Recipe, quantized: bool) -> Iterator[str]:
 
 def _target(recipe: Recipe) -> Target:
     node = recipe.section("target")
-    return Target(**{**node, "engines": tuple(node["engines"])})
+    return Target.of(node)
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:

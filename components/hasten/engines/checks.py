@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.core.errors import EngineError
-from hasten.core.interfaces import Graph, Input, Runner, Target
+from hasten.core.interfaces import Engine, Graph, Input, Runner, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,14 +18,19 @@ TOLERANCE = 1e-3
 """Largest difference between an engine's float outputs and eager PyTorch's, as a share of the range of the latter."""
 
 
-def unavailable(library: str, threads: int, target: Target) -> str | None:
-    """Why an engine of this library can't serve the target with so many threads; None if it can."""
+def unavailable(engine: Engine, library: str, target: Target) -> str | None:
+    """Why an engine of this library can't serve the target with its settings; None if it can."""
     if find_spec(library) is None:
-        return f"{library} is not installed: pip install {library}"
-    if target.device != "cpu":
-        return f"{library} runs on the CPU here, target.device is {target.device}"
+        wanted = f"'hasten[{engine.extra}]'" if engine.extra else engine.libraries[0]
+        return f"{engine.libraries[0]} is not installed: pip install {wanted}"
+    if target.device not in engine.devices:
+        return f"{engine.family} runs on {' or '.join(engine.devices)}, target.device is {target.device}"
+    threads = getattr(engine, "threads", 1)
     if threads > target.threads:
         return f"engine.threads={threads} is more than target.threads={target.threads} allows"
+    precision = getattr(engine, "precision", "float32")
+    if precision not in target.precisions:
+        return f"engine.precision={precision} is none of target.precisions={', '.join(target.precisions)}"
     return None
 
 

@@ -38,6 +38,7 @@ class Eager(Engine):
 
     family = "eager"
     libraries = ("torch",)
+    devices = ("cpu", "gpu", "tpu", "fpga")
 
     threads: Annotated[int, Ge(1)] = 1
     compressed: bool = False
@@ -45,7 +46,7 @@ class Eager(Engine):
     def supports(self, quantized: bool, target: Target) -> str | None:
         if quantized:
             return "eager PyTorch runs no quantized graph: choose engine=onnxruntime or engine=openvino"
-        return unavailable("torch", self.threads, target)
+        return unavailable(self, "torch", target)
 
     def compile(self, graph: Graph, folder: Path) -> None:
         if graph.quantized:

@@ -75,7 +75,7 @@ class AotInductor(Engine):
             return _QUANTIZED
         if shutil.which(os.environ.get("CXX", "g++")) is None:
             return "inductor needs a C++ compiler (g++ or $CXX): apt-get install g++ or conda install gxx"
-        return unavailable("torch", self.threads, target)
+        return unavailable(self, "torch", target)
 
     def compile(self, graph: Graph, folder: Path) -> None:
         if graph.quantized:

@@ -41,13 +41,14 @@ class OnnxRuntime(Engine):
 
     family = "onnxruntime"
     libraries = ("onnxruntime",)
+    reads_onnx = True
 
     threads: Annotated[int, Ge(1)] = 1
     graph_optimization: Literal["disabled", "basic", "extended", "all"] = "all"
     compressed: bool = False
 
     def supports(self, quantized: bool, target: Target) -> str | None:
-        return unavailable("onnxruntime", self.threads, target)
+        return unavailable(self, "onnxruntime", target)
 
     def compile(self, graph: Graph, folder: Path) -> None:
         # Not the optimised graph, which is bound to the instructions of this processor.

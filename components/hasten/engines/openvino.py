@@ -39,13 +39,14 @@ class OpenVino(Engine):
 
     family = "openvino"
     libraries = ("openvino",)
+    reads_onnx = True
 
     threads: Annotated[int, Ge(1)] = 1
     static_batch: Annotated[int, Ge(1)] | None = None
     compressed: bool = False
 
     def supports(self, quantized: bool, target: Target) -> str | None:
-        return unavailable("openvino", self.threads, target)
+        return unavailable(self, "openvino", target)
 
     def compile(self, graph: Graph, folder: Path) -> None:
         stored.store(graph.onnx, folder / _MODEL, self.compressed)

@@ -132,6 +132,10 @@ class Worker:
         """`Engine.integer_share` of a compiled folder."""
         return float(self._ask("integer_share", folder=str(folder)))
 
+    def notes(self, folder: Path) -> tuple[str, ...]:
+        """`Engine.notes` of a compiled folder."""
+        return tuple(self._ask("notes", folder=str(folder)))
+
     def compile(self, engine: Mapping[str, Any], graph: Graph, folder: Path) -> None:
         """`Engine.compile` into the folder, which then holds the engine's config node as `engine.json` too."""
         paths = {"module": str(graph.module), "onnx": str(graph.onnx), "reference": str(graph.reference)}

@@ -112,6 +112,9 @@ class Server:
     def integer_share(self, folder: str) -> float:
         return float(read_engine(Path(folder)).integer_share(Path(folder)))
 
+    def notes(self, folder: str) -> list[str]:
+        return list(read_engine(Path(folder)).notes(Path(folder)))
+
     def compile(self, engine: Mapping[str, Any], graph: Mapping[str, Any], folder: str) -> None:
         """Writes what the engine needs and, when all of it is there, `engine.json`."""
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from hasten.core.source import libraries
 from hasten.core.store import Ingredients
 from hasten.evidence.process import Worker
 from hasten.hardware.machine import machine_id
-from hasten.stages.stage import Stage, Tools, graph_stage, module_stage, sources
+from hasten.stages.stage import Stage, Tools, graph_stage, module_stage, sources, write_notes
 
 COMPILED = "compiled.json"
 
@@ -45,6 +45,7 @@ class Compile(Stage):
         with Worker(threads=recipe.config["target"]["threads"]) as worker:
             worker.compile(node, graph, folder)
             share = worker.integer_share(folder) if graph.quantized else None
+            write_notes(folder, worker.notes(folder))
         write_json(folder / COMPILED, {"integer_share": share, "size_bytes": deployable_bytes(folder)})
 
     def _graph(self, inputs: Mapping[str, Path]) -> Graph:

@@ -116,7 +116,7 @@ class Rehearsal:
     @property
     def _target(self) -> Target:
         node: Mapping[str, Any] = self.recipe.section("target")
-        return Target(**{**node, "engines": tuple(node["engines"])})
+        return Target.of(node)
 
     def _exported(self, model: torch.nn.Module, folder: Path) -> Graph:
         module, graph = folder / "module", folder / "graph"
