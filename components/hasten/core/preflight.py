@@ -327,6 +327,8 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
             continue
         if isinstance(technique, Pass) and (reason := technique.supports(_target(recipe))):
             yield f"{group}={recipe.option(group)} gains nothing on this target: {reason}"
+        if group == "quantization" and isinstance(technique, Pass) and "compute" in technique.relieves:
+            yield from _integers(recipe)
         component = locate(config[group]["_target_"], group)
         for wanted in getattr(component, "requires", ()):
             if not any(chosen.get(name, False) for name in wanted.split("|")):
@@ -337,6 +339,16 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
                 yield f"{group}={recipe.option(group)} can't be combined with {banned}"
     yield from _rows(recipe, chosen)
     yield from _engine(recipe, chosen["quantization"])
+
+
+def _integers(recipe: Recipe) -> Iterator[str]:
+    """Why a quantization that calculates in integers is not for the target."""
+    precisions = _target(recipe).precisions
+    if "int8" not in precisions:
+        yield (
+            f"quantization={recipe.option('quantization')} calculates in int8, which is none of "
+            f"target.precisions={', '.join(precisions)}"
+        )
 
 
 def _rows(recipe: Recipe, chosen: Mapping[str, bool]) -> Iterator[str]:
