@@ -160,6 +160,9 @@ def _loose_ends(recipe: Recipe) -> Iterator[str]:
     share = config["quantization"].get("min_integer_share")
     if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
         yield f"min_integer_share must be a number in [0, 1], got {share!r} (quantization.min_integer_share)"
+    seconds = config["engine"].get("search_seconds", 0)
+    if not _fits(seconds, Annotated[float, annotated_types.Ge(0)]):
+        yield f"search_seconds must be a number of at least 0, got {seconds!r} (engine.search_seconds)"
     days = config["store"]["days"]
     if days is not None and days < 0:
         yield f"days must be a number of at least 0 or null, got {days!r} (store.days)"

@@ -22,6 +22,10 @@ range of the latter. The mantissa of bfloat16 has 8 bits, so that each rounding 
 dozen layers add up; what that costs in quality, the loop measures."""
 
 
+THREADS = (1, 2, 4, 8, 16)
+"""Numbers of threads worth trying, as far as the target allows them: small requests are faster on fewer."""
+
+
 def unavailable(engine: Engine, library: str, target: Target) -> str | None:
     """Why an engine of this library can't serve the target with its settings; None if it can."""
     if find_spec(library) is None:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -15,7 +15,7 @@ from hasten.artefacts.operators import kind
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
 from hasten.engines import arithmetic, stored
-from hasten.engines.checks import check_parity, unavailable
+from hasten.engines.checks import THREADS, check_parity, unavailable
 from hasten.engines.tensors import read_inputs, tensors, write_signature
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Eager(Engine):
     family = "eager"
     libraries = ("torch",)
     devices = ("cpu", "gpu", "tpu", "fpga")
+    tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {"threads": THREADS, "channels_last": (False, True)}
 
     threads: Annotated[int, Ge(1)] = 1
     precision: Literal["float32", "bfloat16"] = "float32"

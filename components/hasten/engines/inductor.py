@@ -19,7 +19,7 @@ from annotated_types import Ge
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, Input, OperatorTime, Runner, Signature, Target
 from hasten.engines import arithmetic, stored
-from hasten.engines.checks import check_parity, unavailable
+from hasten.engines.checks import THREADS, check_parity, unavailable
 from hasten.engines.tensors import read_inputs, tensors, write_signature
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ class AotInductor(Engine):
     family = "inductor"
     libraries = ("torch",)
     native_code: ClassVar[bool] = True
+    tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "threads": THREADS,
+        "static_batch": (None, "${target.batch_size}"),
+    }
 
     threads: Annotated[int, Ge(1)] = 1
     static_batch: Annotated[int, Ge(1)] | None = None

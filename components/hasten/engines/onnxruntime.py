@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge
@@ -18,7 +18,7 @@ from hasten.artefacts.operators import kind
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
 from hasten.engines import stored
-from hasten.engines.checks import check_parity, fused, unavailable
+from hasten.engines.checks import THREADS, check_parity, fused, unavailable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +48,11 @@ class OnnxRuntime(Engine):
     family = "onnxruntime"
     libraries = ("onnxruntime",)
     reads_onnx = True
+    tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "threads": THREADS,
+        "static_batch": (None, "${target.batch_size}"),
+        "graph_optimization": ("all", "extended", "basic"),
+    }
 
     threads: Annotated[int, Ge(1)] = 1
     static_batch: Annotated[int, Ge(1)] | None = None

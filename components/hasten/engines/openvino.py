@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge
@@ -15,7 +15,7 @@ from hasten.artefacts.operators import kind
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
 from hasten.engines import stored
-from hasten.engines.checks import check_parity, fused, unavailable
+from hasten.engines.checks import THREADS, check_parity, fused, unavailable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,6 +45,10 @@ class OpenVino(Engine):
     family = "openvino"
     libraries = ("openvino",)
     reads_onnx = True
+    tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "threads": THREADS,
+        "static_batch": (None, "${target.batch_size}"),
+    }
 
     threads: Annotated[int, Ge(1)] = 1
     static_batch: Annotated[int, Ge(1)] | None = None
