@@ -8,17 +8,18 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge
 
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, Input, OperatorTime, Runner, Signature, Target
-from hasten.engines import stored
-from hasten.engines.checks import check_parity, unavailable
+from hasten.engines import arithmetic, stored
+from hasten.engines.checks import THREADS, check_parity, unavailable
 from hasten.engines.tensors import read_inputs, tensors, write_signature
 
 if TYPE_CHECKING:
@@ -59,15 +60,21 @@ class AotInductor(Engine):
             them changed sets them again.
         static_batch: rows per request that the code is compiled for, which saves shape work; other numbers of rows are
             run in parts of that size, the last one filled up. None: any number.
+        precision: of matrix products and convolutions, with bfloat16 weights; the rest as autocast decides.
         compressed: the package lies compressed on disk and is unpacked when it is loaded.
     """
 
     family = "inductor"
     libraries = ("torch",)
     native_code: ClassVar[bool] = True
+    tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "threads": THREADS,
+        "static_batch": (None, "${target.batch_size}"),
+    }
 
     threads: Annotated[int, Ge(1)] = 1
     static_batch: Annotated[int, Ge(1)] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
     compressed: bool = False
 
     def supports(self, quantized: bool, target: Target) -> str | None:
@@ -86,13 +93,14 @@ class AotInductor(Engine):
         write_signature(graph.signature, folder)
         with TemporaryDirectory(dir=folder) as scratch, self._own_threads(), _environment(scratch), quiet():
             try:
-                program = _exported(rebuild(graph.module), graph.signature, self.static_batch)
+                module = arithmetic.cast(rebuild(graph.module), self.precision)
+                program = _exported(_calculating_in(module, self.precision), graph.signature, self.static_batch)
                 _package(program, Path(scratch, _MODEL), profiled=False)
                 _package(program, folder / _PROFILED, profiled=True)
             except Exception as error:
                 raise EngineError(f"inductor refused the module: {_first_line(error)}") from error
             stored.store(Path(scratch, _MODEL), folder / _MODEL, self.compressed)
-        check_parity(self.load(folder), graph, "inductor", self.static_batch)
+        check_parity(self.load(folder), graph, "inductor", self.static_batch, self.precision)
 
     def load(self, folder: Path) -> Runner:
         with stored.unpacked(folder, self.compressed) as whole:
@@ -155,6 +163,22 @@ class AotInductor(Engine):
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def _calculating_in(module: nn.Module, precision: str) -> nn.Module:
+    """The module whose `forward` sets the precision itself: one that is set around the export gives wrong code."""
+    if precision == "float32":
+        return module
+    forward = module.forward
+
+    @wraps(forward)
+    def cast(*inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        with arithmetic.calculating_in(precision):
+            outputs: torch.Tensor = forward(*inputs, **named)
+        return outputs.float()
+
+    module.forward = cast
+    return module
 
 
 def _exported(module: nn.Module, signature: Signature, batch: int | None) -> ExportedProgram:
