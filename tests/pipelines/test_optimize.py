@@ -70,6 +70,7 @@ by_default: false
 """
 
 
+@pytest.mark.drill
 def test_a_joint_search_trains_what_was_fast_before_it_was_trained(hasten: Any, tmp_path: Path) -> None:
     (tmp_path / "conf" / "strategy").mkdir(parents=True)
     (tmp_path / "conf" / "strategy" / "joined.yaml").write_text(JOINT.lstrip())
