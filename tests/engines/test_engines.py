@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections import Counter
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from hasten.core.interfaces import Columns, Engine, Graph, Input, Runner, Signat
 from hasten.engines.eager import Eager
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.engines.openvino import OpenVino
+from hasten.engines.xla import Xla
 from hasten.passes.quantization.static import StaticQuantization
 
 TARGET = Target(device="cpu", threads=1, batch_size=1, engines=("eager", "onnxruntime", "openvino"))
@@ -41,7 +43,22 @@ ENGINES = {
     "openvino for one row": OpenVino(static_batch=1),
     "openvino for three rows": OpenVino(static_batch=3),
 }
-EVERY_ENGINE = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+OPTIONAL = {"xla for three rows": (Xla(static_batch=3), "jax"), "xla compressed": (Xla(compressed=True), "jax")}
+"""Engines that an extra installs, and the module without which they are skipped."""
+EVERY_ENGINE = pytest.mark.parametrize(
+    "engine",
+    [
+        *(pytest.param(engine, id=name) for name, engine in ENGINES.items()),
+        *(
+            pytest.param(
+                engine,
+                id=name,
+                marks=pytest.mark.skipif(find_spec(module) is None, reason=f"pip install 'hasten[{engine.extra}]'"),
+            )
+            for name, (engine, module) in OPTIONAL.items()
+        ),
+    ],
+)
 
 
 def _compiled(engine: Engine, graph: Graph, folder: Path) -> Runner:
