@@ -10,7 +10,7 @@ from hasten.artefacts.capture import read_graph
 from hasten.artefacts.deployed import deployable_bytes
 from hasten.core.construct import locate
 from hasten.core.files import write_json
-from hasten.core.interfaces import Graph
+from hasten.core.interfaces import Graph, Target
 from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
@@ -42,7 +42,7 @@ class Compile(Stage):
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
         node = recipe.section("engine")
         graph = self._graph(inputs)
-        with Worker(threads=recipe.config["target"]["threads"]) as worker:
+        with Worker.of(Target.of(recipe.section("target"))) as worker:
             worker.compile(node, graph, folder)
             share = worker.integer_share(folder) if graph.quantized else None
             write_notes(folder, worker.notes(folder))
