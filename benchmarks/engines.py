@@ -79,7 +79,7 @@ PRECISIONS: Mapping[str, Sequence[str]] = {
     "static int8": ("quantization=static",),
     "dynamic int8": ("quantization=dynamic",),
 }
-STRATEGIES = ("engine", "engine_threads", "precision", "static_int8", "dynamic_int8")
+STRATEGIES = ("engine", "engine_threads", "bfloat16", "static_int8", "dynamic_int8")
 """Moves of the loop that are rows of the table, as far as there are such files."""
 MAX_LOSS = 0.05
 COMPARED_ROWS = 64
