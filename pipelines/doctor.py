@@ -82,7 +82,7 @@ def _engine(session: Session, option: str, graph: Graph) -> Finding:
         raise ConfigError(f"{node['_target_']} is no Engine")
     if reason := engine.supports(False, session.target):
         return Finding(name=option, state="missing", told=reason)
-    seconds = try_engine(node, graph, session.target.threads)
+    seconds = try_engine(node, graph, session.target)
     by = ", ".join(f"{name} {number}" for name, number in libraries(*engine.libraries).items())
     return Finding(name=option, state="ok", told=f"{by}: compiled and right in {seconds:.1f} s")
 

@@ -15,6 +15,7 @@ Serve = Callable[..., Path]
 FAKES = '''
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -103,6 +104,64 @@ class Hungry(Doubling):
     def load(self, folder):
         np.ones(2**23).sum()
         return self.run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failing(Doubling):
+    """Does what it should not, in the step that is asked for."""
+
+    step: str = "request"
+    how: str = "raise"
+
+    def compile(self, graph, folder):
+        self.misbehave("compile")
+
+    def load(self, folder):
+        self.misbehave("load")
+        return self.run
+
+    def run(self, inputs):
+        self.misbehave("request")
+        return 2 * inputs
+
+    def misbehave(self, step):
+        if step != self.step:
+            return
+        if self.how == "raise":
+            raise MemoryError("std::bad_alloc")
+        if self.how == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "hang":
+            time.sleep(3600)
+        eaten = []
+        while self.how == "eat":
+            eaten.append(np.ones(2**19))  # 4 MB, all of it touched
+        if self.how == "child eats":
+            script = "eaten = []" + chr(10) + "while True: eaten.append(bytearray(2**22))"
+            print(subprocess.Popen([sys.executable, "-c", script]).wait())
+
+
+class Spawning(Doubling):
+    """Dies and leaves a child behind."""
+
+    def start(self):
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]).pid
+
+    def load(self, folder):
+        (folder / "child").write_text(str(self.start()))
+        os._exit(4)
+
+
+class Forking(Spawning):
+    """Leaves a child that holds all of its pipes open."""
+
+    def start(self):
+        child = os.fork()
+        if child == 0:
+            time.sleep(3600)
+        return child
 
 
 class Short(Doubling):

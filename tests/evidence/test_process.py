@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hasten.core.errors import EngineError
-from hasten.core.interfaces import Graph, Input, OperatorTime, Signature
+from hasten.core.interfaces import Graph, Input, OperatorTime, Signature, Target
 from hasten.evidence.process import Worker, serving_environment
 from hasten.evidence.worker import read_inputs, write_inputs
 
@@ -202,10 +202,70 @@ def test_a_library_that_exits_is_a_dead_worker(serve: Serve, rows: Path) -> None
 def test_a_worker_that_takes_too_long_is_ended(serve: Serve, rows: Path) -> None:
     with Worker(threads=1) as worker:
         worker.load(serve("Hanging"))
-        worker.timeout = 0.2
-        with pytest.raises(EngineError, match=r"time took longer than 0.2 s"):
+        worker.request_timeout = 0.2
+        with pytest.raises(EngineError, match=r"time took longer than 0.2 s \(target.request_timeout_seconds\)"):
             worker.time(rows, settle=0, calls=1)
         assert not is_running(worker.pid)
+        with pytest.raises(EngineError, match=r"the process died of signal SIGKILL during memory"):
+            worker.memory()
+
+
+def test_an_engine_that_hangs_is_found_out_by_the_first_request(serve: Serve, rows: Path, tmp_path: Path) -> None:
+    with Worker(threads=1) as worker:
+        worker.load(serve("Hanging"))
+        worker.request_timeout = 0.2
+        with pytest.raises(EngineError, match=r"request took longer than 0.2 s"):
+            worker.predict(rows, tmp_path / "outputs.npy", batch_size=2)
+
+
+@pytest.mark.parametrize("step", ["compile", "load", "request"])
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("raise", r"^MemoryError: std::bad_alloc"),
+        ("segfault", r"died of signal SIGSEGV during {step}"),
+        ("killed", r"died of signal SIGKILL, most likely because memory ran out .*during {step}"),
+        ("hang", r"{step}.* took longer than 0.5 s \(target.{request}timeout_seconds\)"),
+        ("eat", r"{step}.* took \d+ MB of memory, target.memory_limit_mb=300 allows 300 MB"),
+        ("child eats", r"{step}.* took \d+ MB of memory, target.memory_limit_mb=300 allows 300 MB"),
+    ],
+)
+def test_whatever_an_engine_does_its_parent_gets_the_reason(
+    serve: Serve, graph: Graph, rows: Path, tmp_path: Path, step: str, how: str, reason: str
+) -> None:
+    folder = serve("Failing", step=step, how=how)
+    expected = reason.format(step=step, request="request_" if step == "request" else "")
+
+    def use(worker: Worker) -> None:
+        worker.memory()  # it has started
+        worker.timeout = worker.request_timeout = 0.5 if how == "hang" else 60.0
+        if step == "compile":
+            worker.compile({"_target_": "fake_engines.Failing", "step": step, "how": how}, graph, folder)
+        worker.load(folder)
+        worker.predict(rows, tmp_path / "outputs.npy", batch_size=2)
+
+    with Worker(threads=1, memory_limit_mb=300) as worker, pytest.raises(EngineError, match=expected):
+        use(worker)
+
+
+@pytest.mark.parametrize("name", ["Spawning", "Forking"])
+def test_a_worker_that_dies_leaves_no_child(serve: Serve, name: str) -> None:
+    folder = serve(name)
+    with Worker(threads=1) as worker, pytest.raises(EngineError, match="exit code 4"):
+        worker.load(folder)
+    assert has_ended(int((folder / "child").read_text()))
+
+
+def test_the_kernel_would_take_the_worker_and_not_its_parent() -> None:
+    with Worker(threads=1) as worker:
+        assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text() == "1000\n"
+
+
+def test_the_limits_are_those_of_the_target() -> None:
+    limits = {"memory_limit_mb": 700.0, "timeout_seconds": 5.0, "request_timeout_seconds": 2.0}
+    worker = Worker.of(Target(device="cpu", threads=2, batch_size=1, engines=("eager",), **limits), {0})
+    assert (worker.threads, worker.cpus) == (2, {0})
+    assert (worker.memory_limit_mb, worker.timeout, worker.request_timeout) == tuple(limits.values())
 
 
 def test_serves_without_torch_in_the_environment_and_import_path_of_its_parent(serve: Serve, rows: Path) -> None:
@@ -251,10 +311,15 @@ def test_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         pid = int(parent.stdout.readline())
         assert is_running(pid)
         parent.send_signal(signal.SIGKILL)
+    assert has_ended(pid)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether the process, which has been told to, ends."""
     deadline = time.monotonic() + 20
     while is_running(pid) and time.monotonic() < deadline:
         os.sched_yield()
-    assert not is_running(pid)
+    return not is_running(pid)
 
 
 def is_running(pid: int) -> bool:

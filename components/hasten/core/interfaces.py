@@ -455,8 +455,10 @@ class Target:
         length: size of the dynamic axes of a request; None for that of the rows as the data have them.
         also: other requests that matter: timed for the report, while `batch_size` and `length` decide.
         precisions: number formats that a candidate may calculate in.
-        memory_limit_mb: of the process that serves, 1 MB = 10^6 bytes; an engine that needs more is stopped. None: what
-            this machine has free.
+        memory_limit_mb: of the process that compiles or serves, with its children, 1 MB = 10^6 bytes; an engine that
+            needs more is stopped. None: what this machine has free, less a tenth.
+        timeout_seconds: that a compile, a load, or the outputs of all rows may take before the engine is stopped.
+        request_timeout_seconds: that the few requests which are timed at once may take.
         engines: options of the group `engine` that may be tried, in this order.
         devices: between which one model may be divided; none for a target of one device.
     """
@@ -469,6 +471,8 @@ class Target:
     also: tuple[Request, ...] = ()
     precisions: tuple[Precision, ...] = ("float32", "bfloat16", "float16", "int8")
     memory_limit_mb: Annotated[float, Gt(0)] | None = None
+    timeout_seconds: Annotated[float, Gt(0)] = 600.0
+    request_timeout_seconds: Annotated[float, Gt(0)] = 120.0
     engines: tuple[str, ...]
     devices: tuple[Device, ...] = ()
 

@@ -187,7 +187,7 @@ def measure(
         stack.enter_context(measuring_alone())
         pool = stack.enter_context(ThreadPoolExecutor(len(folders)))
         cpus = measuring_cpus(target.threads)
-        workers = {name: stack.enter_context(Worker(threads=target.threads, cpus=cpus)) for name in folders}
+        workers = {name: stack.enter_context(Worker.of(target, cpus)) for name in folders}
         list(pool.map(lambda name: workers[name].load(folders[name]), folders))
         blocks_us, num_starved = _rounds(workers, request, protocol, seed, on_round)
         return Measurement(

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -20,10 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core.errors import EngineError
-from hasten.core.interfaces import Graph, OperatorTime
+from hasten.core.interfaces import Graph, OperatorTime, Target
+from hasten.evidence.memory import free_bytes, resident_bytes
+
+FREE_SHARE = 0.9
+"""Share of what is free that a worker may take, where no limit is declared."""
 
 _TAIL_LINES = 5
 _TAIL_BYTES = 4_000
+_FEW_REQUESTS = ("request", "warm_up", "time")
+_TIMED = ("warm_up", "time")
+_WATCH_SECONDS = 0.025
+_WATCH_SECONDS_TIMED = 0.25
+"""Between two looks at a worker's memory. A block of timed requests is shorter than that, and left alone."""
 
 
 def serving_environment(threads: int) -> dict[str, str]:
@@ -62,20 +72,47 @@ class Worker:
     """A process that serves one engine, for the length of a `with` block.
 
     It is a session of its own, so that Ctrl-C reaches only the parent, and it ends with the parent, however that ends.
-    Every method raises EngineError when the engine raised (the worker goes on), died or took too long (it is gone).
+    Every method raises EngineError when the engine raised (the worker goes on), died, took too long or took too much
+    memory (it is gone).
 
     Args:
         threads: that one request may use.
         cpus: that it is confined to; none for all that its parent may use.
         timeout: seconds that one question may take.
+        request_timeout: seconds that the few requests of a question to time them may take.
+        memory_limit_mb: resident set of the process and its children, 1 MB = 10^6 bytes; None for `FREE_SHARE` of what
+            this machine, or its control group, has free when the process starts.
     """
 
-    def __init__(self, *, threads: int, cpus: Collection[int] = (), timeout: float = 600.0) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int,
+        cpus: Collection[int] = (),
+        timeout: float = 600.0,
+        request_timeout: float = 120.0,
+        memory_limit_mb: float | None = None,
+    ) -> None:
         self.threads = threads
         self.cpus = cpus
         self.timeout = timeout
+        self.request_timeout = request_timeout
+        self.memory_limit_mb = memory_limit_mb
+
+    @classmethod
+    def of(cls, target: Target, cpus: Collection[int] = ()) -> Worker:
+        """With the threads and the limits of the target."""
+        return cls(
+            threads=target.threads,
+            cpus=cpus,
+            timeout=target.timeout_seconds,
+            request_timeout=target.request_timeout_seconds,
+            memory_limit_mb=target.memory_limit_mb,
+        )
 
     def __enter__(self) -> Worker:
+        self._allowed, self._allowance = self._memory_allowance()
+        self._ended_here = False
         self._stderr: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             # -P: its import path is the parent's, with nothing put before it.
@@ -90,6 +127,9 @@ class Worker:
         if self.cpus:
             # Before it has threads, and before an engine counts the CPUs: it finds a machine of the target's size.
             os.sched_setaffinity(self._process.pid, self.cpus)
+        with suppress(OSError):  # it has died already, or there is no /proc
+            # Where memory runs out before anybody looks, the kernel shall take the engine and not its parent.
+            Path(f"/proc/{self._process.pid}/oom_score_adj").write_text("1000")
         return self
 
     def __exit__(
@@ -117,6 +157,8 @@ class Worker:
 
     def predict(self, inputs: Path, outputs: Path, *, batch_size: int) -> None:
         """Writes the outputs of all rows that `worker.write_inputs` wrote into a file, as a .npy file."""
+        # How long all rows take is not known before: one that hangs is found out by its first request.
+        self._ask("request", inputs=str(inputs), batch_size=batch_size)
         self._ask("predict", inputs=str(inputs), outputs=str(outputs), batch_size=batch_size)
 
     def memory(self) -> int:
@@ -158,18 +200,54 @@ class Worker:
 
     def _read_line(self, what: str, arguments: Mapping[str, Any]) -> bytes:
         assert self._process.stdout is not None
-        descriptor, line, deadline = self._process.stdout.fileno(), bytearray(), monotonic() + self.timeout
+        descriptor, line = self._process.stdout.fileno(), bytearray()
+        timeout, knob = self._timeout(what)
+        pause = _WATCH_SECONDS_TIMED if what in _TIMED else _WATCH_SECONDS
+        deadline = monotonic() + timeout
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while not line.endswith(b"\n"):
-                if not selector.select(max(0.0, deadline - monotonic())):
+                left = deadline - monotonic()
+                if selector.select(max(0.0, min(left, pause))):
+                    chunk = os.read(descriptor, 1 << 16)
+                    if not chunk:
+                        raise self._death(what, arguments)
+                    line += chunk
+                elif self._process.poll() is not None and not selector.select(0):
+                    raise self._death(what, arguments)  # a child of it holds the pipe open
+                elif left <= 0:
                     self._kill()
-                    raise EngineError(f"{_doing(what, arguments)} took longer than {self.timeout:g} s{self._tail()}")
-                chunk = os.read(descriptor, 1 << 16)
-                if not chunk:
-                    raise self._death(what, arguments)
-                line += chunk
+                    told = f"{_doing(what, arguments)} took longer than {timeout:g} s ({knob})"
+                    raise EngineError(f"{told}{self._tail()}")
+                else:
+                    self._watch(what, arguments)
         return bytes(line)
+
+    def _timeout(self, what: str) -> tuple[float, str]:
+        """Seconds that the question may take, and the knob that says so."""
+        if what in _FEW_REQUESTS:
+            return self.request_timeout, "target.request_timeout_seconds"
+        return self.timeout, "target.timeout_seconds"
+
+    def _memory_allowance(self) -> tuple[float, str]:
+        """Bytes that it may take, and why not more."""
+        if self.memory_limit_mb is not None:
+            limit = self.memory_limit_mb
+            return limit * 1e6, f"target.memory_limit_mb={limit:g} allows {_megabytes(limit * 1e6)}"
+        free = free_bytes()
+        if free is None:
+            return inf, ""
+        allowed = FREE_SHARE * free
+        why = f"of {_megabytes(free)} that were free, {_megabytes(allowed)} are allowed (target.memory_limit_mb=null)"
+        return allowed, why
+
+    def _watch(self, what: str, arguments: Mapping[str, Any]) -> None:
+        """Ends a worker that takes too much memory."""
+        taken = resident_bytes(self._process.pid)
+        if taken > self._allowed:
+            self._kill()
+            told = f"{_doing(what, arguments)} took {_megabytes(taken)} of memory, {self._allowance}"
+            raise EngineError(f"{told}{self._tail()}")
 
     def _death(self, what: str, arguments: Mapping[str, Any]) -> EngineError:
         with suppress(subprocess.TimeoutExpired):
@@ -177,6 +255,8 @@ class Worker:
         self._kill()
         code = self._process.returncode
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if code == -signal.SIGKILL and not self._ended_here:
+            cause = f"{cause}, most likely because memory ran out ({self._allowance}),"
         return EngineError(f"the process died of {cause} during {_doing(what, arguments)}{self._tail()}")
 
     def _tail(self) -> str:
@@ -188,7 +268,11 @@ class Worker:
 
     def _kill(self) -> None:
         """Ends the worker and whatever it started (a compiler); nothing in it is worth an orderly end."""
-        if self._process.poll() is None:
+        assert self._process.stdin is not None
+        if self._process.stdin.closed:  # it has been ended, and its id may be another's by now
+            return
+        self._ended_here = self._process.poll() is None
+        with suppress(ProcessLookupError):  # a worker that has died may have left a child in its group
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -198,6 +282,10 @@ class Worker:
 
 def _doing(what: str, arguments: Mapping[str, Any]) -> str:
     return f"{what} of {arguments['folder']}" if "folder" in arguments else what
+
+
+def _megabytes(num_bytes: float) -> str:
+    return f"{num_bytes / 1e6:.0f} MB"
 
 
 def _import_path() -> str:

@@ -84,6 +84,11 @@ class Server:
         durations = _durations(runner, request, calls)
         return {"durations": durations, "starved": _starved_ns() - before}
 
+    def request(self, inputs: str, batch_size: int) -> None:
+        """One request with the first rows."""
+        runner, rows = self._loaded(), read_inputs(Path(inputs))
+        runner(*(values[:batch_size] for values in rows))
+
     def predict(self, inputs: str, outputs: str, batch_size: int) -> None:
         runner, rows = self._loaded(), read_inputs(Path(inputs))
         parts = []

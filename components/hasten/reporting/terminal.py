@@ -351,8 +351,7 @@ def _summary_lines(result: Result) -> list[RenderableType]:
         latencies = (units.latency(each.value) for each in (start, after.latency_ms["p50"]))
         facts.append(("latency p50", " -> ".join(latencies)))
         facts.append(("size", f"{units.size(before.size_bytes)} -> {units.size(after.size_bytes)}"))
-        if result.optimize == "memory":
-            facts.append(("memory", f"{units.size(before.memory_bytes)} -> {units.size(after.memory_bytes)}"))
+        facts.append(("memory", f"{units.size(before.memory_bytes)} -> {units.size(after.memory_bytes)}"))
         if result.optimize == "throughput":
             facts.append(("rows/s", f"{units.count(before.throughput.value)} -> {units.count(after.throughput.value)}"))
     for each in quality.certified(certificate):

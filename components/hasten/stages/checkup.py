@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.core.errors import EngineError
-from hasten.core.interfaces import INPUT, Graph, Input, Signature
+from hasten.core.interfaces import INPUT, Graph, Input, Signature, Target
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,6 @@ NUM_ROWS = 4
 TOLERANCE = 0.05
 """Largest difference from eager PyTorch, as a share of the range of its outputs. It tells a wrong engine from a right
 one of coarse numbers; how exact a float engine is, it asks itself whenever it compiles."""
-TIMEOUT_SECONDS = 180.0
 
 
 def tiny() -> torch.nn.Module:
@@ -51,7 +50,7 @@ def write_tiny(folder: Path) -> Graph:
     return write_graph(model, module, SIGNATURE, {INPUT: _rows()}, graph)
 
 
-def try_engine(engine: Mapping[str, Any], graph: Graph, threads: int) -> float:
+def try_engine(engine: Mapping[str, Any], graph: Graph, target: Target) -> float:
     """Compiles the tiny network and asks it once.
 
     Args:
@@ -71,7 +70,7 @@ def try_engine(engine: Mapping[str, Any], graph: Graph, threads: int) -> float:
     start = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="hasten-") as scratch,
-        Worker(threads=threads, timeout=TIMEOUT_SECONDS) as worker,
+        Worker.of(target) as worker,
     ):
         compiled, outputs = Path(scratch) / "compiled", Path(scratch) / "outputs.npy"
         compiled.mkdir()

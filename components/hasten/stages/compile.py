@@ -46,10 +46,11 @@ class Compile(Stage):
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
         node, told = recipe.section("engine"), ()
         graph = self._graph(inputs)
+        target = Target.of(recipe.section("target"))
         if node.get(BUDGET):
-            found = tuned(node, graph, Target.of(recipe.section("target")), recipe.config["seed"])
+            found = tuned(node, graph, target, recipe.config["seed"])
             node, told = found.node, (found.told(),)
-        with Worker(threads=recipe.config["target"]["threads"]) as worker:
+        with Worker.of(target) as worker:
             worker.compile(node, graph, folder)
             share = worker.integer_share(folder) if graph.quantized else None
             write_notes(folder, (*told, *worker.notes(folder)))

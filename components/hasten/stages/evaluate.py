@@ -17,7 +17,7 @@ from hasten.artefacts.capture import read_cost
 from hasten.artefacts.module import build as build_module
 from hasten.artefacts.module import load_weights, output_shape, rebuild
 from hasten.core.construct import locate
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, EngineError
 from hasten.core.files import read_json, write_json
 from hasten.core.interfaces import OperatorTime, Progress, Silent, Target, Task
 from hasten.core.objective import Objective
@@ -91,6 +91,7 @@ class Evaluator:
         others = {name: other for name, other in references.items() if name not in itself}
         pairs, seconds = self._latencies(built, others)
         first = next(iter(pairs.values()))
+        self._check_memory(first.memory_bytes[latency.CANDIDATE])
         compiled = read_json(built.compiled.folder / "compiled.json")
         cost = read_cost(built.entries["export"].folder)
         evaluation = Evaluation(
@@ -229,6 +230,13 @@ class Evaluator:
         constant = meaning.constant(prepared.rows("train").targets, len(targets))
         return None if constant is None else no_better_than(first, constant, before, targets, confidence)
 
+    def _check_memory(self, peak_bytes: int) -> None:
+        """Holds a measurement to the target's limit, which may be a new one, or was passed for a moment only."""
+        limit = self.target.memory_limit_mb
+        if limit is not None and peak_bytes > limit * 1e6:
+            allowed = f"target.memory_limit_mb={limit:g} allows {limit:.0f} MB"
+            raise EngineError(f"serving took {peak_bytes / 1e6:.0f} MB of memory at its peak, {allowed}")
+
     def _speedups(self, pairs: Mapping[str, latency.Measurement]) -> dict[str, Interval]:
         compared = {name: pair for name, pair in pairs.items() if name != NO_REFERENCE}
         confidence = self.objective.confidence
@@ -276,7 +284,7 @@ class Evaluator:
             rows = self._prepared(built).rows(split)
             with (
                 tempfile.TemporaryDirectory(prefix="hasten-") as scratch,
-                Worker(threads=self.target.threads) as worker,
+                Worker.of(self.target) as worker,
             ):
                 inputs, outputs = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npy"
                 write_inputs(inputs, rows.inputs.values())
@@ -348,8 +356,7 @@ class Evaluator:
         return [OperatorTime(**values) for values in read_json(entry.folder / "operators.json")]
 
     def _profiled(self, compiled: Path, request: Sequence[NDArray[Any]]) -> list[dict[str, Any]]:
-        threads = self.target.threads
-        pinned = Worker(threads=threads, cpus=latency.measuring_cpus(threads))
+        pinned = Worker.of(self.target, latency.measuring_cpus(self.target.threads))
         with tempfile.TemporaryDirectory(prefix="hasten-") as scratch, pinned as worker:
             inputs = write_inputs(Path(scratch) / "request.npz", request)
             with latency.measuring_alone():

@@ -51,14 +51,14 @@ def _compiled(length: int, engine: Mapping[str, Any], target: Target, folder: Pa
     signature = Signature(inputs=(Input(shape=CHAIN_INPUT_SHAPE),), output_shape=CHAIN_INPUT_SHAPE)
     rows = {INPUT: np.zeros((2, *CHAIN_INPUT_SHAPE), np.float32)}
     captured = write_graph(model, module, signature, rows, graph)
-    with Worker(threads=target.threads) as worker:
+    with Worker.of(target) as worker:
         worker.compile(engine, captured, compiled)
     return compiled
 
 
 def _num_operators(compiled: Path, row: np.ndarray[Any, Any], target: Target) -> float:
     """Operators that one request launches, by the engine's own profiler: it may have fused some."""
-    pinned = Worker(threads=target.threads, cpus=latency.measuring_cpus(target.threads))
+    pinned = Worker.of(target, latency.measuring_cpus(target.threads))
     with tempfile.TemporaryDirectory(prefix="hasten-") as scratch, pinned as worker:
         request = write_inputs(Path(scratch) / "request.npz", [row])
         return sum(operator.calls for operator in worker.operators(compiled, request, repeats=10))

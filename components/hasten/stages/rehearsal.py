@@ -86,7 +86,7 @@ class Rehearsal:
         """Milliseconds (p50) of a request of each; `core.interfaces.Bench.graph_latencies_ms`."""
         with tempfile.TemporaryDirectory(prefix="hasten-") as scratch:
             folders = [Path(scratch) / str(number) for number in range(len(graphs))]
-            with Worker(threads=self._target.threads) as worker:
+            with Worker.of(self._target) as worker:
                 for graph, folder in zip(graphs, folders, strict=True):
                     folder.mkdir()
                     worker.compile(self.recipe.section("engine"), graph, folder)

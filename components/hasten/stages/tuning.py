@@ -86,7 +86,7 @@ def tuned(node: Node, graph: Graph, target: Target, seed: int) -> Found:
             if key not in compiled:
                 folder = next(folders)
                 folder.mkdir()
-                with Worker(threads=target.threads) as worker:
+                with Worker.of(target) as worker:
                     worker.compile(settings, graph, folder)
                 compiled[key] = folder
             return compiled[key]
