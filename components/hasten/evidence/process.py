@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Graph, OperatorTime
+from hasten.core.interpreter import import_path
 
 _TAIL_LINES = 5
 _TAIL_BYTES = 4_000
@@ -84,7 +85,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             bufsize=0,
-            env={**os.environ, **serving_environment(self.threads), "PYTHONPATH": _import_path()},
+            env={**os.environ, **serving_environment(self.threads), "PYTHONPATH": import_path()},
             start_new_session=True,
         )
         if self.cpus:
@@ -198,8 +199,3 @@ class Worker:
 
 def _doing(what: str, arguments: Mapping[str, Any]) -> str:
     return f"{what} of {arguments['folder']}" if "folder" in arguments else what
-
-
-def _import_path() -> str:
-    """Where this process imports from, less what is no place but the hook of an editable install."""
-    return os.pathsep.join(os.path.abspath(entry) for entry in sys.path if os.path.exists(entry or os.curdir))

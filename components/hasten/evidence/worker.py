@@ -20,7 +20,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter_ns
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from hasten.core.construct import construct
 from hasten.core.errors import EngineError, HastenError
 from hasten.core.files import write_json
 from hasten.core.interfaces import Engine, Graph, Runner, Signature
+from hasten.core.interpreter import private_channel
 
 ENGINE_FILE = "engine.json"
 
@@ -188,19 +189,8 @@ def _answer(server: Server, line: str) -> str:
         return json.dumps({"error": f"{name}{message}", "trace": traceback.format_exc()})
 
 
-def _private_channel() -> tuple[IO[str], IO[str]]:
-    """Keeps both ends for us: what a library prints goes to standard error, what it reads is empty."""
-    sys.stdout.flush()
-    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    return requests, answers
-
-
 def main() -> None:
-    requests, answers = _private_channel()
+    requests, answers = private_channel()
     server = Server()
     for line in requests:
         answers.write(_answer(server, line) + "\n")
