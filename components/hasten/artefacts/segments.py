@@ -164,7 +164,12 @@ class _Graph:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of every tensor that a node writes, for all rows."""
-        return {name: values.shape for name, values in self._run(self.rows, self.producer).items()}
+        return {name: shape for name, (shape, _) in self._forms.items()}
+
+    @cached_property
+    def _forms(self) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Shape of every tensor that a node writes, for all rows, and bytes of its elements."""
+        return {name: (it.shape, it.itemsize) for name, it in self._run(self.rows, self.producer).items()}
 
     @cached_property
     def repeated(self) -> frozenset[int]:
@@ -231,14 +236,14 @@ class _Graph:
         return tensor == self.output or (kind(self.nodes[place].op_type) != "quantize" and tensor in self._by_row)
 
     def _row_bytes(self, tensor: str) -> float:
-        shape = self.shapes[tensor]
-        return math.prod(shape[1:]) * 4.0 if shape else 4.0
+        shape, item_bytes = self._forms[tensor]
+        return float(math.prod(shape[1:]) * item_bytes)
 
     def _cheap(self, cuts: Sequence[_Cut], max_segments: int) -> list[_Cut]:
         """The cut points with the fewest bytes, of as many the later, with some work between any two of them."""
         least = 1 / (2 * max_segments)
         kept = [cut for cut in cuts if cut.tensor == self.output]
-        for cut in sorted(reversed(cuts), key=lambda each: self._row_bytes(each.tensor)):
+        for cut in sorted(cuts, key=lambda each: (self._row_bytes(each.tensor), -self.producer[each.tensor])):
             near = any(
                 other.before & cut.before in (other.before, cut.before)
                 and self._share(other.before ^ cut.before) < least
@@ -355,10 +360,12 @@ class _Graph:
             [described[segment.writes]],
             initializer=constants,
         )
-        model = onnx.helper.make_model(
-            part, opset_imports=self.model.opset_import, ir_version=self.model.ir_version, functions=self.model.functions
+        return onnx.helper.make_model(
+            part,
+            opset_imports=self.model.opset_import,
+            ir_version=self.model.ir_version,
+            functions=self.model.functions,
         )
-        return model
 
     def _changing(self, tensors: Sequence[str]) -> dict[str, set[int]]:
         """Axes of each tensor whose size depends on the request: the batch, and whatever changes with the lengths."""

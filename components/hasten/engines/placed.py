@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Gt
 
+from hasten.artefacts.deployed import SCHEDULE
 from hasten.core.construct import construct
 from hasten.core.errors import EngineError
 from hasten.core.files import read_json, write_json
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEDULE = "schedule.json"
 SEGMENTS = "segments"
 _TRACED = 512
 """Stages whose times are kept, the latest ones."""
@@ -92,7 +92,9 @@ class Schedule:
 
     def write(self, folder: Path) -> None:
         routes = [[{**vars(stage), "folders": dict(stage.folders)} for stage in route] for route in self.routes]
-        write_json(folder / SCHEDULE, {**vars(self), "devices": [dict(each) for each in self.devices], "routes": routes})
+        write_json(
+            folder / SCHEDULE, {**vars(self), "devices": [dict(each) for each in self.devices], "routes": routes}
+        )
 
     @classmethod
     def read(cls, folder: Path) -> Schedule:

@@ -2,7 +2,7 @@
 
 The memory is anonymous (`memfd_create`) and belongs to whoever holds one of its descriptors, so that nothing is left
 behind when processes die. There is a piece for each tensor of each request under way, and one process writes it at a
-time; whoever writes what does not fit lets it grow. Others learn shape and type by a message, after it has been written.
+time; whoever writes what does not fit lets it grow. Others learn of shape and type by a message once it is written.
 """
 
 from __future__ import annotations

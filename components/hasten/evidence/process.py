@@ -111,9 +111,13 @@ class Worker:
         """Calls until both are reached, and says how many seconds a call takes by now (median)."""
         return float(self._ask("warm_up", inputs=str(inputs), calls=calls, seconds=seconds)) * 1e-9
 
-    def time(self, inputs: Path, *, settle: int, calls: int) -> Timing:
-        """Times `calls` requests with all rows of the file, after `settle` requests that are not counted."""
-        answer = self._ask("time", inputs=str(inputs), settle=settle, calls=calls)
+    def time(self, inputs: Path, *, settle: int, calls: int, stream: bool = False) -> Timing:
+        """Times `calls` requests with all rows of the file, after `settle` requests that are not counted.
+
+        Args:
+            stream: of a runner that works on several at once, time from one output to the next instead.
+        """
+        answer = self._ask("time", inputs=str(inputs), settle=settle, calls=calls, stream=stream)
         return Timing(seconds=np.array(answer["durations"]) * 1e-9, starved_seconds=answer["starved"] * 1e-9)
 
     def predict(self, inputs: Path, outputs: Path, *, batch_size: int) -> None:
@@ -121,8 +125,13 @@ class Worker:
         self._ask("predict", inputs=str(inputs), outputs=str(outputs), batch_size=batch_size)
 
     def memory(self) -> int:
-        """Peak resident set of the worker so far, in bytes."""
+        """Peak resident set of the worker so far, in bytes; the sum over it and the processes that work for it."""
         return int(self._ask("memory"))
+
+    def trace(self, inputs: Path, *, requests: int) -> list[list[Any]]:
+        """Request, stage, device, start and end in nanoseconds of what the devices of a loaded stream did."""
+        answer: list[list[Any]] = self._ask("trace", inputs=str(inputs), requests=requests)
+        return answer
 
     def operators(self, folder: Path, inputs: Path, *, repeats: int) -> list[OperatorTime]:
         """`Engine.operators` of a compiled folder with all rows of the file as one request."""

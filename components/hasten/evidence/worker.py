@@ -12,12 +12,13 @@ from __future__ import annotations
 import gc
 import json
 import os
-import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import islice, pairwise, repeat
+from math import ceil
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from hasten.core.construct import construct
 from hasten.core.errors import EngineError, HastenError
 from hasten.core.files import write_json
-from hasten.core.interfaces import Engine, Graph, Runner, Signature
+from hasten.core.interfaces import Engine, Graph, Runner, Signature, Stream
 from hasten.core.interpreter import private_channel
 
 ENGINE_FILE = "engine.json"
@@ -72,13 +73,20 @@ class Server:
             durations += _durations(runner, request, 1)
         return int(np.median(durations[len(durations) // 2 :]))
 
-    def time(self, inputs: str, settle: int, calls: int) -> dict[str, Any]:
+    def time(self, inputs: str, settle: int, calls: int, stream: bool) -> dict[str, Any]:
         """Nanoseconds of each call, after `settle` calls that refill the caches which other processes have emptied.
 
+        Args:
+            stream: of a runner that works on several requests at once, the nanoseconds from one output to the next
+                while it always has enough of them.
+
         Returns:
-            `durations`, and `starved`: nanoseconds in which threads of this process were ready and had no CPU.
+            `durations`, and `starved`: nanoseconds in which threads of this process were ready and had no CPU. A stream
+            shares its CPUs with the processes that work for it, so that there nothing of the kind can be told: 0.
         """
         runner, request = self._loaded(), read_inputs(Path(inputs))
+        if stream and isinstance(runner, Stream):
+            return {"durations": _intervals(runner, request, settle, calls), "starved": 0}
         for _ in range(settle):
             runner(*request)
         before = _starved_ns()
@@ -97,14 +105,20 @@ class Server:
         np.save(outputs, np.concatenate(parts))
 
     def memory(self) -> int:
-        """Peak resident set of this process in bytes.
+        """Peak resident set in bytes, of this process and of those that work for it by now.
 
-        Not getrusage's figure: that one starts at the parent's size, because it outlives exec.
+        Pages that several of them share are counted for each.
         """
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-        raise EngineError("/proc/self/status has no line VmHWM, the peak resident set")
+        return sum(map(_peak_bytes, _family(os.getpid())))
+
+    def trace(self, inputs: str, requests: int) -> list[list[Any]]:
+        """When which device worked on what, for so many requests in a stream; of a `Stream` that keeps a `trace`."""
+        runner, request = self._loaded(), read_inputs(Path(inputs))
+        if not (isinstance(runner, Stream) and hasattr(runner, "trace")):
+            raise EngineError(f"{self._folder} has one device, and keeps no trace of it")
+        runner.trace.clear()
+        deque(runner.stream(repeat(request, requests)), maxlen=0)
+        return [list(entry) for entry in runner.trace]
 
     def operators(self, folder: str, inputs: str, repeats: int) -> list[dict[str, Any]]:
         times = read_engine(Path(folder)).operators(Path(folder), read_inputs(Path(inputs)), repeats)
@@ -176,6 +190,45 @@ def _durations(runner: Runner, request: Sequence[NDArray[Any]], calls: int) -> l
     finally:
         gc.enable()
     return [after - before for before, after in pairwise(stamps)]
+
+
+def _intervals(runner: Stream, request: Sequence[NDArray[Any]], settle: int, calls: int) -> list[int]:
+    """From one output to the next, while as many requests are under way as there may be.
+
+    Outputs may come in bursts of as many: of those only whole ones are counted, and four at least.
+    """
+    burst = runner.in_flight
+    before, counted = burst * ceil(max(1, settle) / burst), burst * max(4, ceil(calls / burst))
+    outputs = runner.stream(repeat(request, before + counted + burst))
+    stamps = []
+    gc.disable()
+    try:
+        for _ in islice(outputs, before + counted):
+            stamps.append(perf_counter_ns())
+    finally:
+        gc.enable()
+    deque(outputs, maxlen=0)
+    return [after - earlier for earlier, after in pairwise(stamps[before - 1 :])]
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that come from it and are alive."""
+    parents: dict[int, int] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # a process that has just ended
+            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for member in found:  # which grows meanwhile
+        found += [child for child, parent in parents.items() if parent == member]
+    return found
+
+
+def _peak_bytes(pid: int) -> int:
+    """Of the resident set. Not getrusage's figure: that one starts at the parent's size, because it outlives exec."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise EngineError(f"/proc/{pid}/status has no line VmHWM, the peak resident set")
 
 
 def _answer(server: Server, line: str) -> str:

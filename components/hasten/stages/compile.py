@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hasten.artefacts.capture import read_graph
 from hasten.artefacts.deployed import deployable_bytes
-from hasten.core.construct import locate
 from hasten.core.files import write_json
-from hasten.core.interfaces import Graph
+from hasten.core.interfaces import Graph, Target
 from hasten.core.recipe import Recipe
-from hasten.core.source import libraries
 from hasten.core.store import Ingredients
 from hasten.evidence.process import Worker
 from hasten.hardware.machine import machine_id
+from hasten.stages.engine import engine_libraries, engine_node, engine_sources, is_placed
+from hasten.stages.placing import place
 from hasten.stages.stage import Stage, Tools, graph_stage, module_stage, sources, write_notes
 
 COMPILED = "compiled.json"
@@ -28,24 +29,30 @@ class Compile(Stage):
         return True
 
     def ingredients(self, recipe: Recipe, keys: Mapping[str, str]) -> Ingredients:
-        node = recipe.section("engine")
-        engine = locate(node["_target_"], "engine")
+        config: dict[str, Any] = {"engine": engine_node(recipe)}
+        if is_placed(recipe):  # what it does is chosen by timing requests
+            target = {name: value for name, value in recipe.section("target").items() if name != "engines"}
+            config |= {"target": target, "seed": recipe.config["seed"]}
         return Ingredients(
             stage=self.name,
-            config={"engine": dict(node)},
+            config=config,
             parents={"module": keys[module_stage(keys)], "graph": keys[graph_stage(keys)]},
-            sources=sources("hasten.stages.compile", node["_target_"]),
-            libraries=libraries(*engine.libraries),
+            sources={**sources("hasten.stages.compile"), **engine_sources(recipe)},
+            libraries=engine_libraries(recipe),
             machine={"id": machine_id()},
         )
 
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
-        node = recipe.section("engine")
+        node, target = engine_node(recipe), Target.of(recipe.section("target"))
         graph = self._graph(inputs)
-        with Worker(threads=recipe.config["target"]["threads"]) as worker:
-            worker.compile(node, graph, folder)
+        with Worker(threads=target.threads) as worker:
+            placed: tuple[str, ...] = ()
+            if is_placed(recipe):
+                placed = place(graph, node, target, recipe.config["seed"], folder, tools.progress)
+            else:
+                worker.compile(node, graph, folder)
             share = worker.integer_share(folder) if graph.quantized else None
-            write_notes(folder, worker.notes(folder))
+            write_notes(folder, (*placed, *worker.notes(folder)))
         write_json(folder / COMPILED, {"integer_share": share, "size_bytes": deployable_bytes(folder)})
 
     def _graph(self, inputs: Mapping[str, Path]) -> Graph:
