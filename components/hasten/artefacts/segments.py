@@ -10,6 +10,7 @@ are turned back into floats) is repeated in every segment that reads it.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class Segment:
     Attributes:
         writes: name of the tensor that it gives.
         reads: what it takes: names of inputs of the graph, and of tensors that other segments write.
-        nodes: positions of its operators in the graph, ascending.
+        nodes: positions of its operators in the order in which they can be run, ascending.
         share: of the arithmetic of the whole graph, in [0, 1], by its shapes.
         row_bytes: of what it writes, for each row.
     """
@@ -142,7 +143,7 @@ class _Graph:
         self.model = model
         self.rows = rows
         self.lengths = lengths
-        self.nodes = list(model.graph.node)
+        self.nodes = _in_order(model.graph.node)
         self.inputs = tuple(each.name for each in model.graph.input)
         self.output = model.graph.output[0].name
         self.constants = {each.name for each in model.graph.initializer}
@@ -423,6 +424,26 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
             own = {name for each in inner.node for name in each.output} | {each.name for each in inner.input}
             own |= {each.name for each in inner.initializer}
             yield from (name for each in inner.node for name in _reads(each) if name not in own)
+
+
+def _in_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes so that each comes after those that it reads, else as they are: quantizers append theirs at the end."""
+    producer = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    sources = [{producer[name] for name in _reads(node) if name in producer} for node in nodes]
+    readers: list[list[int]] = [[] for _ in nodes]
+    for place, it in enumerate(sources):
+        for source in it:
+            readers[source].append(place)
+    missing = [len(it) for it in sources]
+    ready, order = [place for place, number in enumerate(missing) if number == 0], []
+    while ready:
+        place = heapq.heappop(ready)
+        order.append(nodes[place])
+        for reader in readers[place]:
+            missing[reader] -= 1
+            if missing[reader] == 0:
+                heapq.heappush(ready, reader)
+    return order
 
 
 def _cost(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> float:

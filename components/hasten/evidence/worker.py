@@ -81,17 +81,22 @@ class Server:
                 while it always has enough of them.
 
         Returns:
-            `durations`, and `starved`: nanoseconds in which threads of this process were ready and had no CPU. A stream
-            shares its CPUs with the processes that work for it, so that there nothing of the kind can be told: 0.
+            `durations`, and `starved`: nanoseconds in which threads of this process were ready and had no CPU. Of a
+            stream, the most that one of the processes had that work for it; this one, which hands out their work, may
+            be among those that they had to wait for.
         """
         runner, request = self._loaded(), read_inputs(Path(inputs))
         if stream and isinstance(runner, Stream):
-            return {"durations": _intervals(runner, request, settle, calls), "starved": 0}
+            _, *helpers = _family(os.getpid())
+            waited = {pid: _starved_ns(pid) for pid in helpers}
+            durations = _intervals(runner, request, settle, calls)
+            starved = max((_starved_ns(pid) - before for pid, before in waited.items()), default=0)
+            return {"durations": durations, "starved": starved}
         for _ in range(settle):
             runner(*request)
-        before = _starved_ns()
+        before = _starved_ns(os.getpid())
         durations = _durations(runner, request, calls)
-        return {"durations": durations, "starved": _starved_ns() - before}
+        return {"durations": durations, "starved": _starved_ns(os.getpid()) - before}
 
     def predict(self, inputs: str, outputs: str, batch_size: int) -> None:
         runner, rows = self._loaded(), read_inputs(Path(inputs))
@@ -170,10 +175,10 @@ def _engine(node: Mapping[str, Any]) -> Engine:
     return engine
 
 
-def _starved_ns() -> int:
-    """How long the threads of this process have waited for a CPU so far; 0 where the kernel does not tell."""
+def _starved_ns(pid: int) -> int:
+    """How long the threads of a process have waited for a CPU so far; 0 where the kernel does not tell."""
     waited = 0
-    for file in Path("/proc/self/task").glob("*/schedstat"):
+    for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         with suppress(OSError):  # a thread that has just ended
             waited += int(file.read_text().split()[1])
     return waited

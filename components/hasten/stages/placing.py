@@ -116,14 +116,9 @@ def place(
         chosen = next(plan for plan in plans if plan.name == choice["chosen"])
         shutil.copytree(chosen.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENGINE_FILE))
         write_json(folder / ENGINE_FILE, dict(node))
-        drawn = chosen if chosen.bars else min((plan for plan in plans if plan.bars), key=_predicted, default=None)
-        chart = placing.chart(drawn) if drawn is not None else None
-        write_json(folder / PLACEMENT, {**placing.figures(), **choice, "chart": chart})
+        charts = [placing.chart(plan) for plan in plans if plan.bars]
+        write_json(folder / PLACEMENT, {**placing.figures(), **choice, "charts": charts})
         return (choice["why"],)
-
-
-def _predicted(plan: Plan) -> float:
-    return plan.seconds
 
 
 def choose(plans: Sequence[Plan], measured: latency.Measurement, throughput: bool) -> dict[str, Any]:
@@ -152,11 +147,11 @@ def choose(plans: Sequence[Plan], measured: latency.Measurement, throughput: boo
     what = "the rows per second" if throughput else "the speed"
     told = f"{gain.value:.2f}x [{gain.low:.2f}, {gain.high:.2f}] {what} of the best single device, {single.name}"
     if shared:
-        why = f"{best.name} gives {told}: it is used."
+        why = f"The plan `{best.name}` gives {told}: it is used."
     elif best.is_single:
         why = f"No plan for several devices is faster than the best single device: {single.name} is used."
     else:
-        why = f"{best.name} gives {told}, which is no measurable gain: {single.name} is used."
+        why = f"The plan `{best.name}` gives {told}, which is no measurable gain: {single.name} is used."
     return {
         "chosen": chosen.name,
         "why": why,
@@ -382,7 +377,7 @@ class _Placing:
         names = self.graph.signature.names
         routes = [self._stages(self.whole, ("output",), (names,), (device,)) for device in able]
         seconds = [self.whole.seconds[0][device] for device in able]
-        return [self._plan(f"a copy on each of {_and(self.devices[it].name for it in able)}", routes, able, seconds)]
+        return [self._plan(f"copies on {', '.join(self.devices[it].name for it in able)}", routes, able, seconds)]
 
     def _divisions(self) -> list[Plan]:
         if sum(device.takes_parts for device in self.devices) < 2 or len(self.divided.segments) < 2:
@@ -411,7 +406,7 @@ class _Placing:
         in_flight = self.node["in_flight"] * len(set(best.devices))
         requests = DRAWN.stop if self.throughput else 1
         bars = timetable(work, best.devices, requests, in_flight)
-        return self._plan(f"divided {purpose}", [route], [0], [best.seconds], tuple(bars))
+        return self._plan(f"split {purpose}", [route], [0], [best.seconds], tuple(bars))
 
     def _joined(self, assignment: Assignment) -> _Division:
         divided = self.divided.merged(assignment)
@@ -667,8 +662,3 @@ def _num_layers(graph: Graph) -> int:
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _and(names: Iterator[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
