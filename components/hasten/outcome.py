@@ -163,7 +163,7 @@ def _keep_placement(session: Session, best: Candidate) -> None:
 
 def _to_trust(best: Candidate, engine: Mapping[str, Any], transforms: Sequence[Mapping[str, Any]]) -> list[str]:
     """What `hasten.load` has to be told to trust: packages that are not ours, and compiled machine code."""
-    parts = [device["engine"] for device in engine.get("devices", ())]
+    parts = [device["engine"] for device in engine.get("between", ())]
     named = [engine["_target_"], *(node["_target_"] for node in (*parts, *transforms))]
     module = best.built.compiled.folder / "module.json"
     if module.is_file():

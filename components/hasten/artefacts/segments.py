@@ -153,7 +153,7 @@ class _Graph:
     def divided(self, max_segments: int) -> tuple[Segment, ...]:
         everything = self._mask(place for place in range(len(self.nodes)) if place not in self.repeated)
         cuts = self._cheap(self._cuts(everything, self.output), max_segments)
-        segments = []
+        segments: list[Segment] = []
         for cut in cuts:
             inside = 0
             for other in cuts:

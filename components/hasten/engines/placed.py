@@ -131,7 +131,7 @@ class Placed(Engine):
     the whole graph on every device: requests in a stream are spread over them.
 
     Attributes:
-        devices: `name`, `engine` and `cpus` of each. Within a recipe an engine is an option of the group `engine`; the
+        between: the devices: `name`, `engine` and `cpus` of each. Within a recipe an engine is an option of the group `engine`; the
             compile stage puts the config node of that option in its place.
         optimize: what the schedule is chosen by: rows per second (`throughput`), or else the time of a request.
         max_segments: into how many segments the graph is divided at most. More of them can be shared out more evenly
@@ -142,9 +142,10 @@ class Placed(Engine):
 
     family = "openvino"
     libraries = ()
+    devices = ("cpu", "gpu", "tpu", "fpga")
     streams = True
 
-    devices: tuple[Any, ...] = ()
+    between: tuple[Any, ...] = ()
     optimize: Literal["p50", "p90", "p99", "throughput", "size", "memory"] = "p50"
     max_segments: Annotated[int, Ge(1)] = 8
     in_flight: Annotated[int, Ge(1)] = 2
@@ -164,8 +165,8 @@ class Placed(Engine):
 
     def compile(self, graph: Graph, folder: Path) -> None:
         engines: list[Any] = []
-        routes = []
-        for number, device in enumerate(self.devices):
+        routes: list[tuple[Stage, ...]] = []
+        for number, device in enumerate(self.between):
             place = f"{SEGMENTS}/0/{device['name']}"
             same = next((other for other, it in enumerate(engines) if it == device["engine"]), None)
             if same is not None:
@@ -180,7 +181,7 @@ class Placed(Engine):
             routes.append((stage,))
         Schedule(
             plan="replicas",
-            devices=tuple(self.devices),
+            devices=self.between,
             inputs=graph.signature.names,
             routes=tuple(routes),
             seconds=tuple(1.0 for _ in routes),

@@ -106,7 +106,7 @@ def lowest_latency(work: Work) -> Assignment:
 
 def fastest_chain(work: Work) -> Assignment:
     """The assignment of a chain with the least sum of work and transfers: a shortest path over (part, device)."""
-    best = [(seconds, (device,)) for device, seconds in enumerate(work.seconds[0])]
+    best: list[tuple[float, Assignment]] = [(seconds, (device,)) for device, seconds in enumerate(work.seconds[0])]
     for part in range(1, work.num_parts):
         best = [
             min((before + work.transfers[part - 1][way[-1]][device] + seconds, (*way, device)) for before, way in best)

@@ -31,7 +31,7 @@ def engine_node(recipe: Recipe) -> dict[str, Any]:
     devices = Target.of(recipe.section("target")).devices
     return {
         **node,
-        "devices": [
+        "between": [
             {"name": it.name, "cpus": list(it.cpus), "engine": _on(it.engine, len(it.cpus), place, recipe)}
             for place, it in enumerate(devices)
         ],
@@ -53,7 +53,7 @@ def _on(option: str, num_cpus: int, place: int, recipe: Recipe) -> dict[str, Any
 def engines(recipe: Recipe) -> list[str]:
     """Dotted paths of all engine classes that take part."""
     node = engine_node(recipe)
-    parts = [str(device["engine"]["_target_"]) for device in node["devices"]] if is_placed(recipe) else []
+    parts = [str(device["engine"]["_target_"]) for device in node["between"]] if is_placed(recipe) else []
     return list(dict.fromkeys([str(node["_target_"]), *parts]))
 
 

@@ -221,7 +221,7 @@ class _Placing:
     @cached_property
     def devices(self) -> tuple[_Device, ...]:
         found = []
-        for it in self.node["devices"]:
+        for it in self.node["between"]:
             engine: Engine = construct(it["engine"], "engine")
             alone = replace(self.target, devices=(), threads=len(it["cpus"]))
             reason = engine.supports(self.graph.quantized, alone)
@@ -457,7 +457,7 @@ class _Placing:
     def _schedule(
         self, plan: str, routes: tuple[tuple[Stage, ...], ...], inputs: tuple[str, ...], seconds: tuple[float, ...]
     ) -> Schedule:
-        return Schedule(plan=plan, devices=self.node["devices"], inputs=inputs, routes=routes, seconds=seconds)
+        return Schedule(plan=plan, devices=self.node["between"], inputs=inputs, routes=routes, seconds=seconds)
 
     def _declare(self, folder: Path) -> None:
         (folder / ENGINE_FILE).write_text(json.dumps(dict(self.node)))
