@@ -75,8 +75,9 @@ def _engines(session: Session) -> Iterator[Finding]:
 
 def _engine(session: Session, option: str, graph: Graph) -> Finding:
     from hasten.stages.checkup import try_engine
+    from hasten.stages.engine import engine_node
 
-    node = session.composer.compose([f"engine={option}"]).section("engine")
+    node = engine_node(session.composer.compose([f"engine={option}"]))
     engine = construct(node, "engine")
     if not isinstance(engine, Engine):
         raise ConfigError(f"{node['_target_']} is no Engine")

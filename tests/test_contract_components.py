@@ -424,10 +424,10 @@ def test_what_a_strategy_tries_composes_and_makes_sense_somewhere(option: str) -
 
 
 def admissible(composer: Composer, edit: Edit) -> bool:
-    """Whether the edit passes the preflight on the engine of some recipe."""
-    for engine in options("engine"):
+    """Whether the edit passes the preflight on the engine of some recipe, or on several devices."""
+    for choice in (*(f"engine={engine}" for engine in options("engine")), "target=mixed"):
         try:
-            check(composer.compose([f"engine={engine}", *edit]))
+            check(composer.compose([choice, *edit]))
         except ConfigError:
             continue
         return True

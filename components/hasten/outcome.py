@@ -54,6 +54,7 @@ def conclude(session: Session, best: Candidate, *, engine: UntouchedEngine, stop
         warnings=tuple(_warnings(certificate, best.evaluation)),
     )
     _deploy(session, best, result)
+    _keep_placement(session, best)
     write_json(session.folder / "summary.json", to_json(result))
     write_text(session.folder / "report.html", report(result))
     session.tracker.finish(result, session.folder, "FINISHED")
@@ -149,11 +150,24 @@ def _deploy(session: Session, best: Candidate, result: Result) -> None:
     )
 
 
+def _keep_placement(session: Session, best: Candidate) -> None:
+    """How the model was shared out, where it has several devices."""
+    from hasten.reporting.placement import PLACEMENT, write_chart
+
+    file = best.built.compiled.folder / PLACEMENT
+    if file.is_file():
+        found = read_json(file)
+        write_json(session.folder / PLACEMENT, found)
+        write_chart(found, session.folder)
+
+
 def _to_trust(best: Candidate, engine: Mapping[str, Any], transforms: Sequence[Mapping[str, Any]]) -> list[str]:
     """What `hasten.load` has to be told to trust: packages that are not ours, and compiled machine code."""
-    named = [engine["_target_"], *(node["_target_"] for node in transforms)]
+    parts = [device["engine"] for device in engine.get("between", ())]
+    named = [engine["_target_"], *(node["_target_"] for node in (*parts, *transforms))]
     module = best.built.compiled.folder / "module.json"
     if module.is_file():
         named.append(read_json(module)["arch"]["_target_"])
     packages = sorted({str(target).partition(".")[0] for target in named} - {"hasten"})
-    return [*packages, *(["native code"] if locate(engine["_target_"], "engine").native_code else [])]
+    native = any(locate(node["_target_"], "engine").native_code for node in (engine, *parts))
+    return [*packages, *(["native code"] if native else [])]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hasten.core.construct import construct, locate
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.files import read_json, write_text
-from hasten.core.interfaces import Columns, Engine, Runner, Signature, Transform
+from hasten.core.interfaces import Columns, Engine, Runner, Signature, Stream, Transform
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 MODEL = "model.json"
 FORMAT = 2
-BOOK_KEEPING = ("stage.json", "compiled.json", "engine.json", "profiled.pt2", "resume*")
+SCHEDULE = "schedule.json"
+"""Beside what several devices compiled: which of them does what, and their engines."""
+BOOK_KEEPING = ("stage.json", "compiled.json", "engine.json", "profiled.pt2", "placement.json", "resume*")
 """What lies beside a compiled model in the store and is not deployed."""
 OUR_ENGINES, OUR_MODELS, OUR_TRANSFORMS = "hasten.engines.", "hasten.models.", "hasten.data.transforms."
 
@@ -58,6 +60,28 @@ class Model:
         Raises:
             HastenError: the rows' number, shape or type is not what the model takes.
         """
+        outputs: NDArray[np.float32] = self.runner(*self._prepared(rows, named))
+        return outputs
+
+    def stream(self, requests: Iterable[Any]) -> Iterator[NDArray[np.float32]]:
+        """The outputs of many requests in their order; an engine with several devices works on several at once.
+
+        Args:
+            requests: each the rows of one, by place in a tuple or by name in a dict, or the only column as it is. No
+                more of them are taken than are worked on.
+
+        Raises:
+            HastenError: as of a call, for the request that is due.
+        """
+        prepared = (self._prepared(*_arguments(request)) for request in requests)
+        if isinstance(self.runner, Stream):
+            yield from self.runner.stream(prepared)
+        else:
+            for inputs in prepared:
+                yield self.runner(*inputs)
+
+    def _prepared(self, rows: Sequence[Any], named: Mapping[str, Any]) -> list[NDArray[Any]]:
+        """What the engine takes for the raw rows, in the order of the signature."""
         import numpy as np
 
         columns: Columns = self._checked(self._by_name(rows, named))
@@ -66,9 +90,7 @@ class Model:
         for each in self.signature.inputs:
             if each.dtype == "int64" and columns[each.name].dtype.kind == "f":
                 raise HastenError(f"{self._who(each.name)} takes whole numbers, got {columns[each.name].dtype}")
-        inputs = [np.ascontiguousarray(columns[each.name], dtype=each.dtype) for each in self.signature.inputs]
-        outputs: NDArray[np.float32] = self.runner(*inputs)
-        return outputs
+        return [np.ascontiguousarray(columns[each.name], dtype=each.dtype) for each in self.signature.inputs]
 
     def _by_name(self, rows: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         given = {**dict(zip(self.columns, rows, strict=False)), **named}
@@ -119,6 +141,13 @@ class Model:
 
     def _who(self, name: str) -> str:
         return "the model" if len(self.columns) == 1 else f"{name} of the model"
+
+
+def _arguments(request: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """A request as the arguments of a call."""
+    if isinstance(request, Mapping):
+        return (), request
+    return (request if isinstance(request, tuple) else (request,)), {}
 
 
 def _fits(given: tuple[int, ...], row: tuple[int, ...], dynamic: Sequence[int]) -> bool:
@@ -194,13 +223,17 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Model:
     for each in preprocessing["transforms"]:
         _check_trusted(folder, str(each["_target_"]), OUR_TRANSFORMS, "transform", trust)
     # Only where the module itself is run: other engines run a graph.
-    if (folder / "module.json").is_file():
-        arch = read_json(folder / "module.json")["arch"]
+    for file in sorted(folder.rglob("module.json")):
+        arch = read_json(file)["arch"]
         _check_trusted(folder, str(arch["_target_"]), OUR_MODELS, "model", trust)
     engine, transforms = _constructed(folder, node, "engine"), preprocessing["transforms"]
     if not isinstance(engine, Engine):
         raise HastenError(f"{folder}: {node['_target_']} is no engine")
-    if engine.native_code and "native code" not in trust:
+    native = engine.native_code
+    for part in _parts(folder):
+        _check_trusted(folder, str(part["_target_"]), OUR_ENGINES, "engine", trust)
+        native = native or bool(getattr(_constructed(folder, part, "engine"), "native_code", False))
+    if native and "native code" not in trust:
         raise HastenError(
             f"{folder} holds compiled native code, which runs when it is loaded: load(..., trust=['native code']) if "
             "you trust who made it"
@@ -214,6 +247,12 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Model:
         transforms=tuple(_constructed(folder, each, "transform") for each in transforms),
         runner=engine.load(folder),
     )
+
+
+def _parts(folder: Path) -> list[dict[str, Any]]:
+    """Config nodes of the engines of several devices, where a schedule names them."""
+    file = folder / SCHEDULE
+    return [device["engine"] for device in read_json(file)["devices"]] if file.is_file() else []
 
 
 def _plain(shape: Sequence[int] | str) -> list[int] | str:

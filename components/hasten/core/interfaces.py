@@ -512,6 +512,10 @@ Runner = Callable[..., "NDArray[Any]"]
 class Stream(Protocol):
     """A `Runner` that works on several requests at once, on devices that share them or the model."""
 
+    @property
+    def in_flight(self) -> int:
+        """How many requests it works on at once, at most."""
+
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[Any]: ...
 
     def stream(self, requests: Iterable[Sequence[NDArray[Any]]]) -> Iterator[NDArray[Any]]:
@@ -540,6 +544,8 @@ class Engine(abc.ABC):
     """Whether a request here only shows what the device would answer: its time says nothing about the device."""
     reads_onnx: ClassVar[bool] = False
     """Whether `compile` reads nothing but the ONNX file, signature and reference, so that it takes parts of a graph."""
+    streams: ClassVar[bool] = False
+    """Whether `load` may give a `Stream`, whose throughput is that of many requests at once."""
     tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Setting -> values worth trying on any graph, from which `engine.search_seconds` chooses by measurement. As in a
     config, the text `${target.batch_size}` stands for that of the target; what `supports` refuses is left out."""

@@ -90,6 +90,8 @@ class Measurement:
         seed: of the order within the rounds and of every bootstrap.
         num_starved: rounds that were kept although another process had the CPU for part of them, because the machine
             never became quiet.
+        stream: participants that work on several requests at once had as many as they take, and `blocks_us` are the
+            times from one output to the next: good for means, and no latency.
     """
 
     blocks_us: Mapping[str, Blocks]
@@ -100,6 +102,7 @@ class Measurement:
     protocol: LatencyProtocol
     seed: int
     num_starved: int = 0
+    stream: bool = False
 
     @property
     def num_rounds(self) -> int:
@@ -146,14 +149,19 @@ def speedups(measurement: Measurement, confidence: float, statistic: str = "p50"
     return {name: widened(ratio, sd_of_both, confidence) for name, ratio in ratios.items()}
 
 
-def is_settled(blocks_us: Mapping[str, Blocks], protocol: LatencyProtocol, seed: int) -> bool:
+def is_settled(blocks_us: Mapping[str, Blocks], protocol: LatencyProtocol, seed: int, q: float | None = 50.0) -> bool:
     """Whether every speed-up, or without references the median latency, is known as precisely as the protocol asks.
 
     As far as more rounds can tell, that is, without the variation between launches.
+
+    Args:
+        q: percentile of the requests' times that the speed-ups are of; None for the mean.
     """
     candidate = blocks_us[CANDIDATE]
     references = [blocks for name, blocks in blocks_us.items() if name != CANDIDATE]
-    intervals = [bootstrap_ratio(blocks, candidate, protocol.confidence, seed) for blocks in references]
+    intervals = [bootstrap_ratio(blocks, candidate, protocol.confidence, seed, q) for blocks in references]
+    if not intervals and q is None:
+        intervals = [rate_interval(candidate, protocol.confidence, seed)]
     intervals = intervals or [percentile_interval(candidate, PERCENTILES["p50"], protocol.confidence, seed)]
     return all(interval.high - interval.low <= 2 * protocol.precision * interval.value for interval in intervals)
 
@@ -166,6 +174,7 @@ def measure(
     protocol: LatencyProtocol,
     seed: int,
     *,
+    stream: bool = False,
     on_round: Callable[[], None] = lambda: None,
 ) -> Measurement:
     """Measures a compiled candidate beside its references, alone on this machine as far as hasten is concerned.
@@ -174,6 +183,7 @@ def measure(
         candidate: compiled folder (with `engine.json`).
         references: name -> compiled folder, for example `eager`, `engine` and `previous`.
         inputs: at least one row (N, *shape) of each input, repeated or cut to the target's batch size.
+        stream: give participants that work on several requests at once as many, as for their throughput.
         on_round: told after every round, of which there are `protocol.max_rounds` at most.
 
     Raises:
@@ -189,7 +199,7 @@ def measure(
         cpus = measuring_cpus(target.threads)
         workers = {name: stack.enter_context(Worker.of(target, cpus)) for name in folders}
         list(pool.map(lambda name: workers[name].load(folders[name]), folders))
-        blocks_us, num_starved = _rounds(workers, request, protocol, seed, on_round)
+        blocks_us, num_starved = _rounds(workers, request, protocol, seed, stream, on_round)
         return Measurement(
             blocks_us=blocks_us,
             memory_bytes={name: worker.memory() for name, worker in workers.items()},
@@ -199,6 +209,7 @@ def measure(
             protocol=protocol,
             seed=seed,
             num_starved=num_starved,
+            stream=stream,
         )
 
 
@@ -243,7 +254,12 @@ def _siblings(cpu: int) -> set[int]:
 
 
 def _rounds(
-    workers: Mapping[str, Worker], request: Path, protocol: LatencyProtocol, seed: int, on_round: Callable[[], None]
+    workers: Mapping[str, Worker],
+    request: Path,
+    protocol: LatencyProtocol,
+    seed: int,
+    stream: bool,
+    on_round: Callable[[], None],
 ) -> tuple[dict[str, Blocks], int]:
     """Blocks of every participant, and how many rounds among them were starved: as many are made again as count."""
     rng = np.random.default_rng(seed)
@@ -253,7 +269,7 @@ def _rounds(
     start = monotonic()
     while len(blocks_us[CANDIDATE]) < protocol.max_rounds:
         timings = {
-            name: workers[name].time(request, settle=protocol.settle_calls, calls=calls[name])
+            name: workers[name].time(request, settle=protocol.settle_calls, calls=calls[name], stream=stream)
             for name in map(str, rng.permutation(list(workers)))
         }
         late = monotonic() - start > protocol.max_seconds
@@ -266,7 +282,7 @@ def _rounds(
             blocks_us[name] += (tuple((timing.seconds * 1e6).round(2).tolist()),)
         on_round()
         enough = len(blocks_us[CANDIDATE]) >= protocol.min_rounds
-        if enough and (late or is_settled(blocks_us, protocol, seed)):
+        if enough and (late or is_settled(blocks_us, protocol, seed, None if stream else 50.0)):
             break
     return blocks_us, num_starved
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Graph, OperatorTime, Target
+from hasten.core.interpreter import import_path
 from hasten.evidence.memory import free_bytes, resident_bytes
 
 FREE_SHARE = 0.9
@@ -121,7 +122,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             bufsize=0,
-            env={**os.environ, **serving_environment(self.threads), "PYTHONPATH": _import_path()},
+            env={**os.environ, **serving_environment(self.threads), "PYTHONPATH": import_path()},
             start_new_session=True,
         )
         if self.cpus:
@@ -150,9 +151,13 @@ class Worker:
         """Calls until both are reached, and says how many seconds a call takes by now (median)."""
         return float(self._ask("warm_up", inputs=str(inputs), calls=calls, seconds=seconds)) * 1e-9
 
-    def time(self, inputs: Path, *, settle: int, calls: int) -> Timing:
-        """Times `calls` requests with all rows of the file, after `settle` requests that are not counted."""
-        answer = self._ask("time", inputs=str(inputs), settle=settle, calls=calls)
+    def time(self, inputs: Path, *, settle: int, calls: int, stream: bool = False) -> Timing:
+        """Times `calls` requests with all rows of the file, after `settle` requests that are not counted.
+
+        Args:
+            stream: of a runner that works on several at once, time from one output to the next instead.
+        """
+        answer = self._ask("time", inputs=str(inputs), settle=settle, calls=calls, stream=stream)
         return Timing(seconds=np.array(answer["durations"]) * 1e-9, starved_seconds=answer["starved"] * 1e-9)
 
     def predict(self, inputs: Path, outputs: Path, *, batch_size: int) -> None:
@@ -162,8 +167,13 @@ class Worker:
         self._ask("predict", inputs=str(inputs), outputs=str(outputs), batch_size=batch_size)
 
     def memory(self) -> int:
-        """Peak resident set of the worker so far, in bytes."""
+        """Peak resident set of the worker so far, in bytes; the sum over it and the processes that work for it."""
         return int(self._ask("memory"))
+
+    def trace(self, inputs: Path, *, requests: int) -> list[list[Any]]:
+        """Request, stage, device, start and end in nanoseconds of what the devices of a loaded stream did."""
+        answer: list[list[Any]] = self._ask("trace", inputs=str(inputs), requests=requests)
+        return answer
 
     def operators(self, folder: Path, inputs: Path, *, repeats: int) -> list[OperatorTime]:
         """`Engine.operators` of a compiled folder with all rows of the file as one request."""
@@ -286,8 +296,3 @@ def _doing(what: str, arguments: Mapping[str, Any]) -> str:
 
 def _megabytes(num_bytes: float) -> str:
     return f"{num_bytes / 1e6:.0f} MB"
-
-
-def _import_path() -> str:
-    """Where this process imports from, less what is no place but the hook of an editable install."""
-    return os.pathsep.join(os.path.abspath(entry) for entry in sys.path if os.path.exists(entry or os.curdir))

@@ -12,15 +12,16 @@ from __future__ import annotations
 import gc
 import json
 import os
-import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import islice, pairwise, repeat
+from math import ceil
 from pathlib import Path
 from time import perf_counter_ns
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ from numpy.typing import NDArray
 from hasten.core.construct import construct
 from hasten.core.errors import EngineError, HastenError
 from hasten.core.files import write_json
-from hasten.core.interfaces import Engine, Graph, Runner, Signature
+from hasten.core.interfaces import Engine, Graph, Runner, Signature, Stream
+from hasten.core.interpreter import private_channel
 
 ENGINE_FILE = "engine.json"
 
@@ -71,18 +73,30 @@ class Server:
             durations += _durations(runner, request, 1)
         return int(np.median(durations[len(durations) // 2 :]))
 
-    def time(self, inputs: str, settle: int, calls: int) -> dict[str, Any]:
+    def time(self, inputs: str, settle: int, calls: int, stream: bool) -> dict[str, Any]:
         """Nanoseconds of each call, after `settle` calls that refill the caches which other processes have emptied.
 
+        Args:
+            stream: of a runner that works on several requests at once, the nanoseconds from one output to the next
+                while it always has enough of them.
+
         Returns:
-            `durations`, and `starved`: nanoseconds in which threads of this process were ready and had no CPU.
+            `durations`, and `starved`: nanoseconds in which threads of this process were ready and had no CPU. Of a
+            stream, the most that one of the processes had that work for it; this one, which hands out their work, may
+            be among those that they had to wait for.
         """
         runner, request = self._loaded(), read_inputs(Path(inputs))
+        if stream and isinstance(runner, Stream):
+            _, *helpers = _family(os.getpid())
+            waited = {pid: _starved_ns(pid) for pid in helpers}
+            durations = _intervals(runner, request, settle, calls)
+            starved = max((_starved_ns(pid) - before for pid, before in waited.items()), default=0)
+            return {"durations": durations, "starved": starved}
         for _ in range(settle):
             runner(*request)
-        before = _starved_ns()
+        before = _starved_ns(os.getpid())
         durations = _durations(runner, request, calls)
-        return {"durations": durations, "starved": _starved_ns() - before}
+        return {"durations": durations, "starved": _starved_ns(os.getpid()) - before}
 
     def request(self, inputs: str, batch_size: int) -> None:
         """One request with the first rows."""
@@ -101,14 +115,20 @@ class Server:
         np.save(outputs, np.concatenate(parts))
 
     def memory(self) -> int:
-        """Peak resident set of this process in bytes.
+        """Peak resident set in bytes, of this process and of those that work for it by now.
 
-        Not getrusage's figure: that one starts at the parent's size, because it outlives exec.
+        Pages that several of them share are counted for each.
         """
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-        raise EngineError("/proc/self/status has no line VmHWM, the peak resident set")
+        return sum(map(_peak_bytes, _family(os.getpid())))
+
+    def trace(self, inputs: str, requests: int) -> list[list[Any]]:
+        """When which device worked on what, for so many requests in a stream; of a `Stream` that keeps a `trace`."""
+        runner, request = self._loaded(), read_inputs(Path(inputs))
+        if not (isinstance(runner, Stream) and hasattr(runner, "trace")):
+            raise EngineError(f"{self._folder} has one device, and keeps no trace of it")
+        runner.trace.clear()
+        deque(runner.stream(repeat(request, requests)), maxlen=0)
+        return [list(entry) for entry in runner.trace]
 
     def operators(self, folder: str, inputs: str, repeats: int) -> list[dict[str, Any]]:
         times = read_engine(Path(folder)).operators(Path(folder), read_inputs(Path(inputs)), repeats)
@@ -160,10 +180,10 @@ def _engine(node: Mapping[str, Any]) -> Engine:
     return engine
 
 
-def _starved_ns() -> int:
-    """How long the threads of this process have waited for a CPU so far; 0 where the kernel does not tell."""
+def _starved_ns(pid: int) -> int:
+    """How long the threads of a process have waited for a CPU so far; 0 where the kernel does not tell."""
     waited = 0
-    for file in Path("/proc/self/task").glob("*/schedstat"):
+    for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         with suppress(OSError):  # a thread that has just ended
             waited += int(file.read_text().split()[1])
     return waited
@@ -182,6 +202,45 @@ def _durations(runner: Runner, request: Sequence[NDArray[Any]], calls: int) -> l
     return [after - before for before, after in pairwise(stamps)]
 
 
+def _intervals(runner: Stream, request: Sequence[NDArray[Any]], settle: int, calls: int) -> list[int]:
+    """From one output to the next, while as many requests are under way as there may be.
+
+    Outputs may come in bursts of as many: of those only whole ones are counted, and four at least.
+    """
+    burst = runner.in_flight
+    before, counted = burst * ceil(max(1, settle) / burst), burst * max(4, ceil(calls / burst))
+    outputs = runner.stream(repeat(request, before + counted + burst))
+    stamps = []
+    gc.disable()
+    try:
+        for _ in islice(outputs, before + counted):
+            stamps.append(perf_counter_ns())
+    finally:
+        gc.enable()
+    deque(outputs, maxlen=0)
+    return [after - earlier for earlier, after in pairwise(stamps[before - 1 :])]
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that come from it and are alive."""
+    parents: dict[int, int] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # a process that has just ended
+            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for member in found:  # which grows meanwhile
+        found += [child for child, parent in parents.items() if parent == member]
+    return found
+
+
+def _peak_bytes(pid: int) -> int:
+    """Of the resident set. Not getrusage's figure: that one starts at the parent's size, because it outlives exec."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise EngineError(f"/proc/{pid}/status has no line VmHWM, the peak resident set")
+
+
 def _answer(server: Server, line: str) -> str:
     request = json.loads(line)
     handler: Callable[..., Any] = getattr(server, request.pop("do"))
@@ -193,19 +252,8 @@ def _answer(server: Server, line: str) -> str:
         return json.dumps({"error": f"{name}{message}", "trace": traceback.format_exc()})
 
 
-def _private_channel() -> tuple[IO[str], IO[str]]:
-    """Keeps both ends for us: what a library prints goes to standard error, what it reads is empty."""
-    sys.stdout.flush()
-    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    return requests, answers
-
-
 def main() -> None:
-    requests, answers = _private_channel()
+    requests, answers = private_channel()
     server = Server()
     for line in requests:
         answers.write(_answer(server, line) + "\n")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 VERDICT_COLOURS = {"accepted": "#1a7f37", "rejected": "#bf6a02", "failed": "#c62828"}
 SHARE_COLOURS = {"compute": "#2563a8", "memory": "#7b4fa3", "overhead": "#9aa3ad"}
+BARS = {"predicted": "predicted", "measured": "as it was run"}
+REQUEST_COLOURS = ("#2563a8", "#bf6a02", "#1a7f37", "#7b4fa3", "#c62828", "#5c6670")
 INK, FAINT = "#24292f", "#8c959f"
 WIDTH_INCHES = 6.6
 BOTTOM = 0.04
@@ -474,6 +476,33 @@ def _label(
             zorder=4,
             annotation_clip=False,
         )
+
+
+def gantt(charts: Sequence[Mapping[str, Any]]) -> str:
+    """Which device works on what and when, as predicted above as it was run; one colour a request.
+
+    Args:
+        charts: of each plan its name as `plan`, and as `predicted` and `measured` bars of request, stage, device, start
+            and end in seconds.
+    """
+    rows = [(chart["plan"], told, chart[key]) for chart in charts for key, told in BARS.items()]
+    devices = sorted({device for *_, bars in rows for _, _, device, *_ in bars})
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(len(rows), 1, sharex=True, squeeze=False)
+        for axes, (plan, told, bars) in zip(grid[:, 0], rows, strict=True):
+            axes.set_title(f"{plan}, {told}")
+            for request, _, device, start, end in bars:
+                place, colour = devices.index(device), REQUEST_COLOURS[request % len(REQUEST_COLOURS)]
+                axes.barh(place, 1e3 * (end - start), left=1e3 * start, height=0.7, color=colour, edgecolor="white")
+                middle = 1e3 * (start + end) / 2
+                axes.text(middle, place, str(request), ha="center", va="center", color="white", fontsize=7.5)
+            axes.set_yticks(range(len(devices)), devices)
+            axes.set_ylim(len(devices) - 0.5, -0.5)
+            axes.grid(axis="y", visible=False)
+        grid[-1, 0].set_xlabel("ms; numbers are requests")
+
+    return _svg("gantt", draw, 0.6 + (0.45 + 0.3 * len(devices)) * len(rows))
 
 
 def _value_axis(axes: Axes, which: str, values: Sequence[Interval], optimised: Measure) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 from hasten.artefacts.capture import read_graph
 from hasten.artefacts.deployed import deployable_bytes
-from hasten.core.construct import locate
 from hasten.core.files import write_json
 from hasten.core.interfaces import Graph, Target
 from hasten.core.recipe import Recipe
-from hasten.core.source import libraries
 from hasten.core.store import Ingredients
 from hasten.evidence.process import Worker
 from hasten.hardware.machine import machine_id
+from hasten.stages.engine import engine_libraries, engine_node, engine_sources, is_placed
+from hasten.stages.placing import place
 from hasten.stages.stage import Stage, Tools, graph_stage, module_stage, sources, write_notes
 from hasten.stages.tuning import BUDGET, tuned
 
@@ -31,27 +31,36 @@ class Compile(Stage):
         return True
 
     def ingredients(self, recipe: Recipe, keys: Mapping[str, str]) -> Ingredients:
-        node = recipe.section("engine")
-        engine = locate(node["_target_"], "engine")
-        searches = bool(node.get(BUDGET))
+        config: dict[str, Any] = {"engine": engine_node(recipe)}
+        searches = bool(recipe.section("engine").get(BUDGET))
+        if is_placed(recipe):  # what it does is chosen by timing requests
+            target = {name: value for name, value in recipe.section("target").items() if name != "engines"}
+            config |= {"target": target, "seed": recipe.config["seed"]}
+        elif searches:
+            config |= _searched(recipe)
         return Ingredients(
             stage=self.name,
-            config={"engine": dict(node), **(_searched(recipe) if searches else {})},
+            config=config,
             parents={"module": keys[module_stage(keys)], "graph": keys[graph_stage(keys)]},
-            sources=sources("hasten.stages.compile", node["_target_"], *(SEARCHING if searches else ())),
-            libraries=libraries(*engine.libraries),
+            sources={
+                **sources("hasten.stages.compile", *(SEARCHING if searches else ())),
+                **engine_sources(recipe),
+            },
+            libraries=engine_libraries(recipe),
             machine={"id": machine_id()},
         )
 
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
-        node, told = recipe.section("engine"), ()
-        graph = self._graph(inputs)
-        target = Target.of(recipe.section("target"))
-        if node.get(BUDGET):
+        node: Mapping[str, Any] = engine_node(recipe)
+        graph, target, told = self._graph(inputs), Target.of(recipe.section("target")), tuple[str, ...]()
+        if node.get(BUDGET) and not is_placed(recipe):
             found = tuned(node, graph, target, recipe.config["seed"])
             node, told = found.node, (found.told(),)
         with Worker.of(target) as worker:
-            worker.compile(node, graph, folder)
+            if is_placed(recipe):
+                told = place(graph, node, target, recipe.config["seed"], folder, tools.progress)
+            else:
+                worker.compile(node, graph, folder)
             share = worker.integer_share(folder) if graph.quantized else None
             write_notes(folder, (*told, *worker.notes(folder)))
         write_json(folder / COMPILED, {"integer_share": share, "size_bytes": deployable_bytes(folder)})

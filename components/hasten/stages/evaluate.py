@@ -37,6 +37,7 @@ from hasten.evidence.worker import ENGINE_FILE, write_inputs
 from hasten.hardware.machine import machine_id
 from hasten.stages.build import Built, build, plan
 from hasten.stages.data import metrics, source, task
+from hasten.stages.engine import engine_libraries, engine_sources
 from hasten.stages.stage import Tools, read_notes, sources
 from hasten.training.estimate import training_seconds
 
@@ -89,8 +90,12 @@ class Evaluator:
         # An artefact is as fast as itself; measuring that would only show the noise.
         itself = [name for name, other in references.items() if other.compiled.key == built.compiled.key]
         others = {name: other for name, other in references.items() if name not in itself}
-        pairs, seconds = self._latencies(built, others)
-        first = next(iter(pairs.values()))
+        stream = self._streams(built, others)
+        pairs, seconds = self._latencies(built, others, stream=stream)
+        first = requests = next(iter(pairs.values()))
+        if stream:  # whose times are no latencies
+            alone, more = self._latencies(built, {}, stream=False)
+            requests, seconds = alone[NO_REFERENCE], seconds | more
         self._check_memory(first.memory_bytes[latency.CANDIDATE])
         compiled = read_json(built.compiled.folder / "compiled.json")
         cost = read_cost(built.entries["export"].folder)
@@ -99,7 +104,7 @@ class Evaluator:
             quality=leading.value,
             drop=leading.drop,
             metrics=qualities,
-            latency_ms=latency.latency_ms(first, self.objective.confidence),
+            latency_ms=latency.latency_ms(requests, self.objective.confidence),
             throughput=latency.throughput(first, self.objective.confidence),
             speedup=dict.fromkeys(itself, Interval(value=1.0, low=1.0, high=1.0)) | self._speedups(pairs),
             references_ms=self._references_ms(pairs),
@@ -169,7 +174,7 @@ class Evaluator:
         """Where a request's time goes on the target, and the bottleneck."""
         from hasten.profiling.bottleneck import profile
 
-        overhead = self._overhead(read_json(built.compiled.folder / ENGINE_FILE))
+        overhead = self._overhead(built.recipe, read_json(built.compiled.folder / ENGINE_FILE))
         cost = read_cost(built.entries["export"].folder)
         share = evaluation.integer_share or 0.0
         limit = self.objective.max_size_mb
@@ -295,22 +300,27 @@ class Evaluator:
         entry = self.store.build(ingredients, make)
         return load_file(entry.folder / "outputs.safetensors")["outputs"], entry
 
+    def _streams(self, built: Built, references: Mapping[str, Built]) -> bool:
+        """Whether throughput is optimised and an engine among them works on several requests at once."""
+        nodes = [each.recipe.section("engine") for each in (built, *references.values())]
+        return self.objective.speed == "mean" and any(locate(node["_target_"], "engine").streams for node in nodes)
+
     def _latencies(
-        self, built: Built, references: Mapping[str, Built]
+        self, built: Built, references: Mapping[str, Built], *, stream: bool
     ) -> tuple[dict[str, latency.Measurement], dict[str, float]]:
         """One measurement for each pair of candidate and reference, and what measuring cost.
 
         All pairs that are missing are measured in one session, so that they share its rounds.
         """
         pairs: dict[str, Built | None] = {**references} or {NO_REFERENCE: None}
-        ingredients = {name: self._pair(built, reference) for name, reference in pairs.items()}
+        ingredients = {name: self._pair(built, reference, stream) for name, reference in pairs.items()}
         missing = {
             name: reference
             for name, reference in pairs.items()
             if self.store.find("latency", ingredients[name].key) is None
         }
         session = _Session(
-            self, built, {name: reference for name, reference in missing.items() if reference is not None}
+            self, built, {name: reference for name, reference in missing.items() if reference is not None}, stream
         )
         found, seconds = {}, {}
         for name in pairs:
@@ -319,7 +329,7 @@ class Evaluator:
             seconds[entry.key] = entry.seconds
         return found, seconds
 
-    def _pair(self, built: Built, reference: Built | None) -> Ingredients:
+    def _pair(self, built: Built, reference: Built | None, stream: bool) -> Ingredients:
         return Ingredients(
             stage="latency",
             config={
@@ -327,6 +337,7 @@ class Evaluator:
                 "threads": self.target.threads,
                 "protocol": asdict(self.protocol),
                 "seed": self.seed,
+                **({"stream": True} if stream else {}),
             },
             parents={
                 "candidate": built.compiled.key,
@@ -381,8 +392,8 @@ class Evaluator:
         roofline: dict[str, Any] = read_json(self.store.build(ingredients, make).folder / "roofline.json")
         return roofline
 
-    def _overhead(self, node: Mapping[str, Any]) -> dict[str, float]:
-        """What an engine costs per call and per operator before it calculates anything."""
+    def _overhead(self, recipe: Recipe, node: Mapping[str, Any]) -> dict[str, float]:
+        """What the recipe's engine, as it was compiled, costs per call and operator before it calculates anything."""
         ingredients = Ingredients(
             stage="overhead",
             config={
@@ -391,8 +402,8 @@ class Evaluator:
                 "batch_size": self.target.batch_size,
                 "protocol": asdict(BRIEFLY),
             },
-            sources=sources("hasten.stages.overhead", node["_target_"]),
-            libraries=libraries(*locate(node["_target_"], "engine").libraries),
+            sources={**sources("hasten.stages.overhead"), **engine_sources(recipe)},
+            libraries=engine_libraries(recipe),
             machine={"id": machine_id()},
         )
 
@@ -409,10 +420,11 @@ class Evaluator:
 class _Session:
     """Measures a candidate beside its references once, when the first pair is asked for, and hands out the pairs."""
 
-    def __init__(self, evaluator: Evaluator, built: Built, references: Mapping[str, Built]) -> None:
+    def __init__(self, evaluator: Evaluator, built: Built, references: Mapping[str, Built], stream: bool) -> None:
         self._evaluator = evaluator
         self._built = built
         self._references = references
+        self._stream = stream
 
     def write(self, name: str, folder: Path) -> None:
         """Writes the blocks of the candidate and of that reference."""
@@ -440,6 +452,7 @@ class _Session:
                 list(evaluator._prepared(self._built).rows("train", limit=evaluator.target.batch_size).inputs.values()),
                 evaluator.protocol,
                 evaluator.seed,
+                stream=self._stream,
                 on_round=evaluator.progress.advance,
             )
         finally:

@@ -16,6 +16,7 @@ from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
 from hasten.data.prepare import read
+from hasten.stages.engine import engine_family
 from hasten.stages.stage import Stage, Tools, declared, module_stage, sources, write_notes
 from hasten.stages.training import (
     LIBRARIES,
@@ -46,7 +47,7 @@ class Quantize(Stage):
             stage=self.name,
             config={
                 "pass": arguments(node),
-                "family": self._family(recipe),
+                "family": engine_family(recipe),
                 "seed": recipe.config["seed"],
                 **config,
                 **timing,
@@ -73,7 +74,7 @@ class Quantize(Stage):
             train = read(inputs["data"]).rows("train")
             order = np.random.default_rng(recipe.config["seed"]).permutation(len(train))[: method.calibration_rows]
             calibration = {name: values[order] for name, values in train.inputs.items()}
-        family = self._family(recipe)
+        family = engine_family(recipe)
         if isinstance(method, GraphPass):
             notes = method(graph, calibration, family, folder)
         else:
@@ -83,6 +84,3 @@ class Quantize(Stage):
             with reproducible(recipe.config["seed"], recipe.config["trainer"]["threads"]):
                 notes = method(graph, calibration, family, folder, bench)
         write_notes(folder, notes)
-
-    def _family(self, recipe: Recipe) -> str:
-        return str(locate(recipe.section("engine")["_target_"], "engine").family)

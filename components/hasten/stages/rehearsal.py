@@ -19,6 +19,7 @@ from hasten.data.prepare import Prepared
 from hasten.evidence import latency
 from hasten.evidence.process import Worker
 from hasten.hardware.machine import machine_id
+from hasten.stages.engine import engine_family, engine_libraries, engine_node, engine_sources
 from hasten.stages.stage import declared, sources
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ BRIEFLY = latency.LatencyProtocol(min_rounds=10, max_rounds=20, precision=0.02)
 
 def rehearsal_ingredients(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str], dict[str, str], dict[str, str]]:
     """Config, sources, libraries and machine that a stage depends on whose pass times models on the target."""
-    engine, quantization = recipe.section("engine"), recipe.section("quantization")
+    quantization = recipe.section("quantization")
     target = {key: recipe.section("target")[key] for key in ("device", "threads", "batch_size")}
-    config = {"engine": dict(engine), "target": target}
-    code = sources("hasten.stages.rehearsal", engine["_target_"])
-    versions = libraries("torch", "onnx", "onnxscript", *locate(engine["_target_"], "engine").libraries)
+    config = {"engine": engine_node(recipe), "target": target}
+    code = {**sources("hasten.stages.rehearsal"), **engine_sources(recipe)}
+    versions = {**libraries("torch", "onnx", "onnxscript"), **engine_libraries(recipe)}
     if _is_quantized(recipe):
         config["quantization"] = arguments(quantization)
         code |= sources(quantization["_target_"])
@@ -89,7 +90,7 @@ class Rehearsal:
             with Worker.of(self._target) as worker:
                 for graph, folder in zip(graphs, folders, strict=True):
                     folder.mkdir()
-                    worker.compile(self.recipe.section("engine"), graph, folder)
+                    worker.compile(engine_node(self.recipe), graph, folder)
             return self._timed(folders)
 
     def _timed(self, folders: Sequence[Path]) -> list[float]:
@@ -135,7 +136,7 @@ class Rehearsal:
         method: GraphPass = construct(self.recipe.section("quantization"), "quantization")
         placed = folder / "quantized"
         placed.mkdir()
-        family = locate(self.recipe.section("engine")["_target_"], "engine").family
+        family = engine_family(self.recipe)
         rows = self.prepared.rows("train", limit=min(method.calibration_rows, CALIBRATION_ROWS)).inputs
         method(graph, rows if method.calibration_rows else {}, family, placed)
         return replace(graph, onnx=placed / "model.onnx", quantized=True)
