@@ -268,3 +268,13 @@ def test_findings_are_folded_and_never_cut() -> None:
     assert all(len(line) <= 60 for line in lines)
     assert " ".join(" ".join(lines[1:-1]).split()) == f"transformers missing {remedy}"
     assert lines[-1].split() == ["datasets", "ok", "5.0"]
+
+
+def test_the_summary_tells_what_the_other_requests_of_the_target_take(served: Result) -> None:
+    console, file = make_console(160)
+    Screen(console).summary(served)
+    lines = file.getvalue()
+    assert "p50 of 32 rows" in lines
+    assert "21.6 ms -> 1.80 ms, 12.0x [" in lines
+    assert "vs untouched, onnxruntime" in lines
+    assert "p50 of 1 row of length 16" in lines

@@ -472,6 +472,11 @@ class Target:
     engines: tuple[str, ...]
     devices: tuple[Device, ...] = ()
 
+    @property
+    def request(self) -> Request:
+        """The request that decides."""
+        return Request(batch_size=self.batch_size, length=self.length)
+
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> Target:
         """From the section of a checked config."""

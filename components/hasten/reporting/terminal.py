@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hasten.core.store import Listing
-from hasten.core.trial import Interval, Profile, Result, Trial
+from hasten.core.trial import Interval, Profile, RequestLatency, Result, Trial
 from hasten.reporting import quality, units
 from hasten.reporting.summary import addressed, claim, shares_told, tried
 
@@ -335,6 +335,16 @@ def _trial_line(trial: Trial, trials: dict[int, Trial]) -> str:
     return f"{', '.join(parts)}; {trial.reason}"
 
 
+def _request(request: RequestLatency, engine: str) -> str:
+    """`1.80 ms -> 412 µs, 4.37x vs eager PyTorch, 1.50x vs untouched, onnxruntime`."""
+    after, start = request.latency_ms["p50"], request.references_ms.get("eager")
+    parts = [" -> ".join(units.latency(each.value) for each in (start, after) if each is not None)]
+    for reference, meaning in (("eager", "eager PyTorch"), ("engine", f"untouched, {engine}")):
+        if reference in request.speedup:
+            parts.append(f"{units.ratio_interval(request.speedup[reference])} vs {meaning}")
+    return ", ".join(parts)
+
+
 def _summary_lines(result: Result) -> list[RenderableType]:
     certificate = result.certificate
     lines: list[RenderableType] = [Text(claim(result), "bold"), Text()]
@@ -350,6 +360,7 @@ def _summary_lines(result: Result) -> list[RenderableType]:
         start = after.references_ms.get("eager", before.latency_ms["p50"])
         latencies = (units.latency(each.value) for each in (start, after.latency_ms["p50"]))
         facts.append(("latency p50", " -> ".join(latencies)))
+        facts += [(f"p50 of {each.told}", _request(each, result.engine_reference)) for each in result.requests]
         facts.append(("size", f"{units.size(before.size_bytes)} -> {units.size(after.size_bytes)}"))
         if result.optimize == "memory":
             facts.append(("memory", f"{units.size(before.memory_bytes)} -> {units.size(after.memory_bytes)}"))

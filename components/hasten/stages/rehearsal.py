@@ -18,6 +18,7 @@ from hasten.core.source import libraries
 from hasten.data.prepare import Prepared
 from hasten.evidence import latency
 from hasten.evidence.process import Worker
+from hasten.evidence.requests import request_of
 from hasten.hardware.machine import machine_id
 from hasten.stages.stage import declared, sources
 
@@ -36,7 +37,7 @@ BRIEFLY = latency.LatencyProtocol(min_rounds=10, max_rounds=20, precision=0.02)
 def rehearsal_ingredients(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str], dict[str, str], dict[str, str]]:
     """Config, sources, libraries and machine that a stage depends on whose pass times models on the target."""
     engine, quantization = recipe.section("engine"), recipe.section("quantization")
-    target = {key: recipe.section("target")[key] for key in ("device", "threads", "batch_size")}
+    target = {key: recipe.section("target")[key] for key in ("device", "threads", "batch_size", "length")}
     config = {"engine": dict(engine), "target": target}
     code = sources("hasten.stages.rehearsal", engine["_target_"])
     versions = libraries("torch", "onnx", "onnxscript", *locate(engine["_target_"], "engine").libraries)
@@ -95,7 +96,8 @@ class Rehearsal:
     def _timed(self, folders: Sequence[Path]) -> list[float]:
         """The first folder takes part in every session; what a session differs by is taken out with it."""
         first, *others = folders
-        rows = list(self.prepared.rows("train", limit=self._target.batch_size).inputs.values())
+        rows = self.prepared.rows("train", limit=self._target.batch_size).inputs
+        request = request_of(rows, self.prepared.inputs, self._target.request)
         anchor, found = None, []
         for start in range(0, max(1, len(others)), PARTICIPANTS - 1):
             part = others[start : start + PARTICIPANTS - 1]
@@ -103,7 +105,7 @@ class Rehearsal:
                 first,
                 {folder.name: folder for folder in part},
                 self._target,
-                rows,
+                request,
                 BRIEFLY,
                 self.recipe.config["seed"],
             )
