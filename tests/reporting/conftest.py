@@ -23,8 +23,9 @@ from hasten.core.trial import (
 )
 
 ROOFS = {
-    "peak_gflops": 92.0,
-    "peak_int8_gops": 170.0,
+    "float32_gops": 92.0,
+    "bfloat16_gops": 150.0,
+    "int8_gops": 310.0,
     "l1_gbs": 210.0,
     "l2_gbs": 95.0,
     "l3_gbs": 48.0,

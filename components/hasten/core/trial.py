@@ -154,6 +154,35 @@ class OperatorGroup:
     bound: str
     roof_ms: float
 
+    @property
+    def intensity(self) -> float:
+        """FLOP per byte."""
+        return self.flops / max(self.num_bytes, 1)
+
+    @property
+    def headroom(self) -> float | None:
+        """How many times faster the roofline allows it to be; None where it asks for nothing."""
+        return self.milliseconds / self.roof_ms if self.roof_ms > 0 else None
+
+    @property
+    def unit(self) -> str:
+        """Of `achieved` and `possible`, by what bounds it."""
+        return "GFLOP/s" if self.bound == "compute" else "GB/s"
+
+    @property
+    def achieved(self) -> float:
+        """10^9 operations or bytes per second."""
+        return self._rate(self.milliseconds)
+
+    @property
+    def possible(self) -> float:
+        """The same in the time that the roofline allows."""
+        return self._rate(self.roof_ms)
+
+    def _rate(self, milliseconds: float) -> float:
+        work = self.flops if self.bound == "compute" else self.num_bytes
+        return work / milliseconds / 1e6 if milliseconds > 0 else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:

@@ -177,11 +177,10 @@ class Screen:
 
     def profile(self, profile: Profile, title: str) -> None:
         """Where a request's time goes, each kind of operators against the roofline, and the bottleneck that follows."""
-        table = _table("operators", ">calls", ">share", ">time", ">GFLOP/s", ">roof", "bound by")
+        table = _table("operators", ">calls", ">share", ">time", "bound by", ">achieved of possible", ">headroom")
         for row in sorted(profile.operators, key=lambda group: -group.milliseconds):
-            attained = units.digits(row.flops / row.milliseconds / 1e6) if row.flops and row.milliseconds else "-"
-            times = (units.latency(row.milliseconds), attained, units.latency(row.roof_ms))
-            table.add_row(escape(row.kind), str(row.calls), f"{row.share:.0%}", *times, row.bound)
+            figures = (str(row.calls), f"{row.share:.0%}", units.latency(row.milliseconds), row.bound)
+            table.add_row(escape(row.kind), *figures, *units.reached(row))
         head = Text.assemble((title, "bold"), f": {units.latency(profile.latency_ms)} per request")
         told = {kind: share for kind, share in profile.shares.items() if kind != "capacity" or share > 0}
         shares = ", ".join(f"{kind} {share:.0%}" for kind, share in told.items())

@@ -38,6 +38,7 @@ from hasten.evidence.worker import write_inputs
 from hasten.hardware.machine import machine_id
 from hasten.stages.build import Built, build, plan
 from hasten.stages.data import metrics, source, task
+from hasten.stages.roofline import roofline
 from hasten.stages.stage import Tools, read_notes, sources
 from hasten.training.estimate import training_seconds
 
@@ -190,7 +191,9 @@ class Evaluator:
     def profile(self, built: Built, evaluation: Evaluation) -> Profile:
         """Where a request's time goes on the target, and the bottleneck."""
         from hasten.profiling.bottleneck import profile
+        from hasten.profiling.roofline import width
 
+        precision = built.recipe.section("engine").get("precision", "float32")
         overhead = self._overhead(built.recipe)
         cost = self._cost(built)
         share = evaluation.integer_share or 0.0
@@ -205,15 +208,15 @@ class Evaluator:
                 },
                 "weight_bytes": cost.weight_bytes,
             },
-            roofline=self._roofline(),
+            roofline=roofline(self.store, self.target),
             call_us=overhead["call_us"],
             operator_us=overhead["operator_us"],
-            # 8-bit weights take a quarter of float32.
-            weight_bytes=round(cost.weight_bytes * (1 - 0.75 * share)),
+            weight_bytes=round(cost.weight_bytes * width(share, precision)),
             size_bytes=evaluation.size_bytes,
             size_limit_bytes=None if limit is None else round(limit * 1e6),
             batch_size=self.target.batch_size,
             integer_share=share,
+            precision=precision,
         )
 
     def certify(self, baseline: Built, candidate: Built) -> Certificate:
@@ -407,25 +410,6 @@ class Evaluator:
             inputs = write_inputs(Path(scratch) / "request.npz", request)
             with latency.measuring_alone():
                 return [asdict(operator) for operator in worker.operators(compiled, inputs, repeats=PROFILED_REQUESTS)]
-
-    def _roofline(self) -> dict[str, Any]:
-        """The machine's measured peaks and bandwidths with the target's threads."""
-        from hasten.hardware.probe import probe
-
-        ingredients = Ingredients(
-            stage="roofline",
-            config={"threads": self.target.threads},
-            sources=sources("hasten.hardware.probe"),
-            libraries=libraries("torch", "numpy"),
-            machine={"id": machine_id()},
-        )
-
-        def make(folder: Path) -> None:
-            with latency.measuring_alone():
-                write_json(folder / "roofline.json", probe(self.target.threads).to_dict())
-
-        roofline: dict[str, Any] = read_json(self.store.build(ingredients, make).folder / "roofline.json")
-        return roofline
 
     def _overhead(self, recipe: Recipe) -> dict[str, float]:
         """What the recipe's engine costs per call and per operator before it calculates anything."""
