@@ -8,16 +8,21 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hasten.core.construct import construct
+from hasten.core.cuda import cuda_problem, gpus
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.interfaces import Engine
+from hasten.core.processor import float_formats, has_vnni, usable_cpus
 from hasten.core.recipe import Composer
 from hasten.core.source import libraries
+from hasten.hardware.machine import X86, extensions, machine
+from hasten.reporting import units
 from hasten.reporting.terminal import Finding
 from hasten.session import Session
 
@@ -27,8 +32,6 @@ if TYPE_CHECKING:
 SECTIONS = ("pipeline", "engine", "target", "tracking", "store", "hydra", "experiment", "debug")
 """What the user may have configured of the machine; a recipe's data and model are none of the doctor's business."""
 EXTRAS = ("transformers", "tokenizers", "datasets")
-X86 = (("AVX2", ("avx2",)), ("AVX-512", ("avx512f",)), ("VNNI", ("avx512_vnni", "avx_vnni")), ("AMX", ("amx_tile",)))
-"""Vector extensions of x86 by the names that Linux gives them; one of each line suffices."""
 
 
 def session(overrides: Sequence[str], folder: Path, config_folders: Sequence[Path]) -> Session:
@@ -45,6 +48,7 @@ def main(session: Session) -> int:
         "this machine", [*_versions(), *_machine(), _compiler(), _outputs(session.folder), _record(session)]
     )
     screen.findings("extras", [_extra(name) for name in EXTRAS])
+    screen.findings("what it can do at most", _roofline(session))
     with screen:
         found = list(_engines(session))
     screen.findings("engines", found)
@@ -81,11 +85,34 @@ def _engine(session: Session, option: str, graph: Graph) -> Finding:
     engine = construct(node, "engine")
     if not isinstance(engine, Engine):
         raise ConfigError(f"{node['_target_']} is no Engine")
-    if reason := engine.supports(False, session.target):
+    target = session.target
+    # What is made for another device is tried all the same: whether it is installed is what is asked.
+    other = None if target.device in engine.devices else engine.devices[0]
+    if reason := engine.supports(False, replace(target, device=other or target.device)):
         return Finding(name=option, state="missing", told=reason)
-    seconds = try_engine(node, graph, session.target)
+    seconds = try_engine(node, graph, target)
     by = ", ".join(f"{name} {number}" for name, number in libraries(*engine.libraries).items())
-    return Finding(name=option, state="ok", told=f"{by}: compiled and right in {seconds:.1f} s")
+    made_for = f", for target.device={other}" if other else ""
+    return Finding(name=option, state="ok", told=f"{by}: compiled and right in {seconds:.1f} s{made_for}")
+
+
+def _roofline(session: Session) -> list[Finding]:
+    """Peaks, bandwidths and noise of the target, from the store or measured in a few seconds."""
+    from hasten.stages.roofline import glance
+
+    try:
+        found = glance(session.store, session.target)
+    except HastenError as error:
+        return [Finding(name="roofline", state="fails", told=" ".join(str(error).split()))]
+    where = "on the GPU" if found.device == "cuda" else f"with {found.threads} thread{'s' * (found.threads > 1)}"
+    peaks = ", ".join(f"{name} {units.digits(rate)}" for name, rate in found.peak_gops.items())
+    levels = ", ".join(f"{level} {units.digits(rate)}" for level, rate in found.bandwidth_gbs.items())
+    told = {
+        "arithmetic": f"{peaks} GFLOP/s {where}",
+        "bandwidth": f"{levels} GB/s",
+        "noise floor": f"{units.share(found.noise_floor)}: so much do identical measurements differ",
+    }
+    return [Finding(name=name, state="ok", told=text) for name, text in told.items()]
 
 
 def _versions() -> list[Finding]:
@@ -94,23 +121,39 @@ def _versions() -> list[Finding]:
 
 
 def _machine() -> list[Finding]:
-    from hasten.hardware.machine import machine
-
     here = machine()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else here.logical_cores
+    usable = len(usable_cpus())
     cores = f"{usable} of {here.logical_cores} cores" if usable != here.logical_cores else f"{usable} cores"
     memory = "unknown" if here.memory_bytes is None else f"{here.memory_bytes / 1e9:.1f} GB"
     return [
         Finding(name="processor", state="ok", told=f"{here.processor}, {cores}"),
         Finding(name="vectors", state="ok", told=_vectors(here.isa)),
+        Finding(name="formats", state="ok", told=", ".join((*float_formats(), _int8()))),
         Finding(name="memory", state="ok", told=memory),
+        *(_gpus() or [Finding(name="GPU", state="ok", told="none")]),
     ]
+
+
+def _int8() -> str:
+    return "int8" if has_vnni() else "int8 (without VNNI, so that sums of products saturate)"
+
+
+def _gpus() -> list[Finding]:
+    """Each GPU, and what keeps PyTorch from using it."""
+    problem = cuda_problem()
+    found = []
+    for gpu in gpus():
+        memory = units.size(gpu.memory_bytes) if gpu.memory_bytes is not None else "unknown memory"
+        facts = [gpu.name, memory, f"driver {gpu.driver or 'unknown'}", ", ".join(gpu.float_formats)]
+        told = f"{'; '.join(facts)}{f'; {problem}' if problem else ''}"
+        found.append(Finding(name="GPU", state="missing" if problem else "ok", told=told))
+    return found
 
 
 def _vectors(isa: Sequence[str]) -> str:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ", ".join(isa) or "unknown"
-    return ", ".join(f"{name} {'yes' if set(names) & set(isa) else 'no'}" for name, names in X86)
+    return ", ".join(f"{name} {'yes' if name in extensions(isa) else 'no'}" for name in X86)
 
 
 def _compiler() -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hasten.core.files import write_json
 from hasten.core.trial import Profile
+from hasten.reporting.plots import save_roofline
 from hasten.session import Session
 
 
@@ -18,7 +19,7 @@ def main(session: Session) -> int:
 
 
 def run(session: Session) -> Profile:
-    """Builds the recipe, measures its latency and profiles it; leaves `profile.json`.
+    """Builds the recipe, measures its latency and profiles it; leaves `profile.json` and `roofline.png`.
 
     Raises:
         HastenError: it can't be built, or its engine can't be profiled.
@@ -28,4 +29,5 @@ def run(session: Session) -> Profile:
         built, evaluation, _ = session.bench.evaluate(session.recipe, references={}, baseline=None)
         profile = session.bench.profile(built, evaluation)
     write_json(session.folder / "profile.json", profile.to_dict())
+    save_roofline(f"{session.name}, {session.recipe.option('engine')}", profile, session.folder / "roofline.png")
     return profile

@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     traceback = os.environ.get(FULL_ERROR) == "1"
     try:
-        return _through_hydra(with_pipeline(arguments, folders), traceback=traceback)
+        return _through_hydra(with_machine(with_pipeline(arguments, folders), folders), traceback=traceback)
     except KeyboardInterrupt:
         print("hasten: interrupted; what is finished stays in the store and is not made again", file=sys.stderr)
         return INTERRUPTED
@@ -56,29 +56,32 @@ def config_folders(arguments: Sequence[str]) -> list[Path]:
     return [*mine, conf_folder()]
 
 
+TAKE_A_VALUE = (
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--package",
+    "-p",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+)
+"""Flags of Hydra whose value is the argument after them."""
+
+
 def with_pipeline(arguments: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """Turns a first bare word into `pipeline=word`.
 
     Raises:
         ConfigError: a bare word that is no pipeline.
     """
-    takes_value = (
-        "--config-dir",
-        "-cd",
-        "--config-name",
-        "-cn",
-        "--config-path",
-        "-cp",
-        "--package",
-        "-p",
-        "--cfg",
-        "-c",
-        "--info",
-        "-i",
-    )
     result, previous = [], ""
     for argument in arguments:
-        bare = not argument.startswith(("-", "+", "~")) and "=" not in argument and previous not in takes_value
+        bare = not argument.startswith(("-", "+", "~")) and "=" not in argument and previous not in TAKE_A_VALUE
         if bare:
             pipelines = options("pipeline", folders)
             if argument not in pipelines:
@@ -90,6 +93,25 @@ def with_pipeline(arguments: Sequence[str], folders: Sequence[Path]) -> list[str
         result.append(argument)
         previous = argument
     return result
+
+
+def with_machine(arguments: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Adds what `target=auto` leaves to the machine where Hydra only shows the config, which it composes itself."""
+    if not any(argument.partition("=")[0] in ("--cfg", "-c") for argument in arguments):
+        return [*arguments]
+    from hasten.core import schema
+    from hasten.core.recipe import left_to_the_machine
+
+    schema.register()
+    places = [place for place, _ in enumerate(arguments) if _is_override(arguments, place)]
+    mine = [folder for folder in folders if folder != conf_folder()]
+    said = left_to_the_machine([arguments[place] for place in places], mine)
+    first = places[0] if places else len(arguments)  # beside the others: Hydra takes no overrides around a flag
+    return [*arguments[:first], *said, *arguments[first:]]
+
+
+def _is_override(arguments: Sequence[str], place: int) -> bool:
+    return not arguments[place].startswith("-") and (place == 0 or arguments[place - 1] not in TAKE_A_VALUE)
 
 
 def help_text(folders: Sequence[Path]) -> str:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.artefacts.deployed import deploy
 from hasten.core.construct import locate
+from hasten.core.errors import HastenError
 from hasten.core.files import read_json, write_json, write_text
 from hasten.core.interfaces import Signature
 from hasten.core.objective import binding
-from hasten.core.trial import Certificate, Evaluation, Interval, Result
+from hasten.core.trial import Certificate, Evaluation, Interval, RequestLatency, Result
 from hasten.evidence.worker import ENGINE_FILE
 from hasten.hardware.machine import machine
 from hasten.reporting.measures import Measure, measure
@@ -32,6 +33,7 @@ def conclude(session: Session, best: Candidate, *, engine: UntouchedEngine, stop
 
     baseline = session.candidates[0]
     certificate = session.bench.certify(baseline.built, best.built)
+    requests, untimed = _other_requests(session, best, engine)
     folder = session.folder / MODEL_FOLDER
     result = Result(
         experiment=session.name,
@@ -51,7 +53,8 @@ def conclude(session: Session, best: Candidate, *, engine: UntouchedEngine, stop
         machine=asdict(machine()),
         model_folder=str(folder),
         tracking_command=session.tracker.command(),
-        warnings=tuple(_warnings(certificate, best.evaluation)),
+        warnings=(*_warnings(certificate, best.evaluation), *untimed),
+        requests=requests,
     )
     _deploy(session, best, result)
     _keep_placement(session, best)
@@ -102,6 +105,21 @@ def _warnings(certificate: Certificate, evaluation: Evaluation) -> list[str]:
             f"the machine was busy: in {rounds} another process had the CPU, which lengthens long requests more"
         )
     return warnings
+
+
+def _other_requests(
+    session: Session, best: Candidate, engine: UntouchedEngine
+) -> tuple[tuple[RequestLatency, ...], list[str]]:
+    """What the best takes for the requests of `target.also`, and why some could not be timed."""
+    references = {"eager": session.candidates[0].built, "engine": engine.built}
+    timed: list[RequestLatency] = []
+    untimed = []
+    for place, request in enumerate(session.target.also):
+        try:
+            timed.append(session.bench.other_request(request, best.built, references))
+        except HastenError as error:
+            untimed.append(f"target.also[{place}] could not be timed: {' '.join(str(error).split())}")
+    return tuple(timed), untimed
 
 
 def _deploy(session: Session, best: Candidate, result: Result) -> None:

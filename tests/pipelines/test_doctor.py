@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from hasten import cli
+from hasten.core.cuda import Gpu
+from hasten.core.errors import MeasurementError
+from hasten.hardware.probe import Roofline
 
 ENGINES = """
 import os
@@ -34,6 +37,13 @@ class Wrong(Eager):
         Eager(threads=self.threads).compile(graph, folder)
 
 @dataclass(frozen=True, kw_only=True)
+class Elsewhere(Eager):
+    devices = ("fpga",)
+
+    def supports(self, quantized, target):
+        return None if target.device == "fpga" else f"it runs on an FPGA, target.device is {target.device}"
+
+@dataclass(frozen=True, kw_only=True)
 class Absent(Eager):
     def supports(self, quantized, target):
         return "frobnicator is not installed: pip install frobnicator"
@@ -47,7 +57,7 @@ def conf(tmp_path: Path) -> Path:
     (tmp_path / "my_broken_engines.py").write_text(ENGINES)
     folder = tmp_path / "my_conf" / "engine"
     folder.mkdir(parents=True)
-    for name in ("Broken", "Crashing", "Wrong", "Absent"):
+    for name in ("Broken", "Crashing", "Wrong", "Elsewhere", "Absent"):
         text = f"# {name}\n_target_: my_broken_engines.{name}\nthreads: ${{target.threads}}\n"
         (folder / f"{name.lower()}.yaml").write_text(text)
     return folder.parent
@@ -82,6 +92,9 @@ def test_tries_every_engine_and_says_how_to_get_what_is_missing(
     assert "exit code 3" in told["crashing"]
     assert "its outputs differ from eager PyTorch's by" in told["wrong"]
     assert {told[name].partition(" ")[0] for name in ("broken", "crashing", "wrong")} == {"fails"}
+    assert told["elsewhere"].startswith("ok ")
+    assert told["elsewhere"].endswith("s, for target.device=fpga")
+    assert told["arithmetic"].startswith("ok float32 ")
     assert told["absent"] == "missing frobnicator is not installed: pip install frobnicator"
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"my_broken_engines.py", "my_conf"}
 
@@ -104,7 +117,22 @@ def only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that takes its time."""
     monkeypatch.setattr("hasten.pipelines.doctor._engines", lambda session: iter(()))
+    monkeypatch.setattr("hasten.stages.roofline.probe", lambda threads, device: roofline(threads))
+
+
+def roofline(threads: int) -> Roofline:
+    return Roofline(
+        peak_gops={"float32": 112.4, "int8": 995.0},
+        bandwidth_gbs={"L1": 197.0, "DRAM": 38.5},
+        capacity_bytes={"L1": 49152},
+        extensions=("AVX2",),
+        noise={"float32": 0.01},
+        noise_floor=0.0128,
+        threads=threads,
+        machine_id="here",
+    )
 
 
 @pytest.mark.usefixtures("no_engines")
@@ -122,6 +150,46 @@ class TestTheMachine:
         assert "sqlite:///outputs/mlflow.db" in told["record"]
         assert {"vectors", "C++ compiler", "transformers", "tokenizers", "datasets"} <= told.keys()
         assert list(tmp_path.iterdir()) == []
+
+    def test_tells_what_the_machine_can_do_at_most(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        told = doctor(capsys, "target.engines=[]", "target.threads=2")[1]
+        assert told["arithmetic"] == "ok float32 112, int8 995 GFLOP/s with 2 threads"
+        assert told["bandwidth"] == "ok L1 197, DRAM 38.5 GB/s"
+        assert told["noise floor"].startswith("ok 1.3 %")
+        assert told["formats"].startswith("ok float32")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_says_why_that_could_not_be_measured(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(threads: int, device: str) -> Roofline:
+            raise MeasurementError("the roofline was not measured within 120 s")
+
+        monkeypatch.setattr("hasten.stages.roofline.probe", broken)
+        assert doctor(capsys, "target.engines=[]")[1]["roofline"].startswith("fails the roofline was not measured")
+
+    @pytest.mark.parametrize(
+        ("problem", "state"), [(None, "ok"), ("PyTorch is installed without CUDA: install a build", "missing")]
+    )
+    def test_tells_each_gpu_and_what_keeps_pytorch_from_it(
+        self, problem: str | None, state: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        gpu = Gpu(name="NVIDIA H100", memory_bytes=85_520_809_984, driver="550.54.15", capability=(9, 0))
+        monkeypatch.setattr("hasten.pipelines.doctor.gpus", lambda: (gpu,))
+        monkeypatch.setattr("hasten.pipelines.doctor.cuda_problem", lambda: problem)
+        told = doctor(capsys, "target.engines=[]")[1]["GPU"]
+        assert told.startswith(f"{state} NVIDIA H100; 85.5 GB; driver 550.54.15; float32, bfloat16, float16")
+        assert told.endswith(problem or "float16")
+
+    def test_says_where_there_is_no_gpu(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("hasten.pipelines.doctor.gpus", lambda: ())
+        assert doctor(capsys, "target.engines=[]")[1]["GPU"] == "ok none"
 
     def test_says_how_to_get_a_compiler(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

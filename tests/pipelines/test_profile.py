@@ -20,7 +20,8 @@ def operators(profile: dict[str, Any]) -> set[tuple[str, int, int]]:
 def test_names_the_bottleneck_with_the_figures_that_say_so(hasten: Any, ran: Any, engine: str) -> None:
     done = hasten("profile", f"engine={engine}")
     assert done.code == 0, done.told
-    assert [path.name for path in done.folder.iterdir()] == ["profile.json"]
+    assert sorted(path.name for path in done.folder.iterdir()) == ["profile.json", "roofline.png"]
+    assert (done.folder / "roofline.png").read_bytes().startswith(b"\x89PNG")
     profile = json.loads((done.folder / "profile.json").read_text())
     assert profile["bottleneck"] in BOTTLENECKS
     assert sum(profile["shares"][name] for name in ("compute", "memory", "overhead")) == pytest.approx(1)

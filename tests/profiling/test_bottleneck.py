@@ -14,8 +14,7 @@ from hasten.core.trial import BOTTLENECKS, Profile
 from hasten.profiling.bottleneck import profile
 
 ROOFLINE: dict[str, Any] = {
-    "peak_gflops": 100.0,
-    "peak_int8_gops": 400.0,
+    "peak_gops": {"float32": 100.0, "int8": 400.0},
     "bandwidth_gbs": {"L1": 100.0, "L2": 50.0, "DRAM": 10.0},
     "capacity_bytes": {"L1": 32_000, "L2": 1_000_000},
 }

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from hasten.profiling.roofline import Demand, Roofs, demands, place
+from hasten.profiling.roofline import Demand, Roofs, demands, place, width
 
 ROOFS = Roofs(
-    peak_gflops=100.0,
-    peak_int8_gops=400.0,
+    peak_gops={"float32": 100.0, "bfloat16": 200.0, "int8": 400.0},
     bandwidth_gbs={"L1": 100.0, "L2": 50.0, "DRAM": 10.0},
     capacity_bytes={"L1": 32_000, "L2": 1_000_000},
 )
@@ -22,9 +21,9 @@ def test_a_working_set_lives_in_the_nearest_level_that_holds_it(num_bytes: int, 
 
 
 def test_a_machine_without_known_caches_reads_from_memory() -> None:
-    bare = Roofs.from_dict({"peak_gflops": 1.0, "bandwidth_gbs": {"DRAM": 10.0}, "capacity_bytes": {}})
+    bare = Roofs.from_dict({"peak_gops": {"float32": 1.0}, "bandwidth_gbs": {"DRAM": 10.0}, "capacity_bytes": {}})
     assert bare.memory_ms(1_000_000, working_set_bytes=1) == pytest.approx(0.1)
-    assert bare.peak_int8_gops == bare.peak_gflops
+    assert bare.peak("int8") == bare.peak("float16") == bare.peak("float32") == 1.0
 
 
 def test_much_arithmetic_on_few_bytes_is_bound_by_compute() -> None:
@@ -59,6 +58,15 @@ def test_integer_arithmetic_has_its_own_peak() -> None:
     assert ROOFS.compute_ms(100_000_000, integer_share=0.5) == pytest.approx(0.625)
 
 
+def test_floats_of_another_format_have_their_own_peak_where_it_is_higher() -> None:
+    # 100 MFLOP at 200 GFLOP/s; half of it in integers: 0.25 + 0.125 ms.
+    assert ROOFS.compute_ms(100_000_000, integer_share=0.0, precision="bfloat16") == pytest.approx(0.5)
+    assert ROOFS.compute_ms(100_000_000, integer_share=0.5, precision="bfloat16") == pytest.approx(0.375)
+    assert ROOFS.compute_ms(100_000_000, integer_share=0.0, precision="float16") == pytest.approx(1.0)
+    demand = Demand(flops=50_000_000, weight_bytes=20_000, precision="bfloat16")
+    assert place(demand, ROOFS, resident_bytes=500_000).compute_ms == pytest.approx(0.25)
+
+
 COST: dict[str, Any] = {
     "kinds": {
         "convolution": {"flops": 8_000, "bytes": 900, "calls": 3},
@@ -84,3 +92,11 @@ def test_eight_bits_move_a_quarter_of_the_bytes_of_what_runs_in_integers() -> No
     found = demands(COST, batch_size=1, integer_share=1.0)
     assert found["convolution"].num_bytes == 225
     assert found["elementwise"].num_bytes == 400
+
+
+def test_sixteen_bits_move_half_of_the_bytes_of_everything() -> None:
+    found = demands(COST, batch_size=1, integer_share=0.0, precision="bfloat16")
+    assert found["convolution"].num_bytes == 450
+    assert found["elementwise"].num_bytes == 200
+    assert found["elementwise"].precision == "bfloat16"
+    assert width(0.5, "float16") == 0.375

@@ -16,14 +16,16 @@ from hasten.core.trial import (
     OperatorGroup,
     Profile,
     Quality,
+    RequestLatency,
     Result,
     Trial,
     Verdict,
 )
 
 ROOFS = {
-    "peak_gflops": 92.0,
-    "peak_int8_gops": 170.0,
+    "float32_gops": 92.0,
+    "bfloat16_gops": 150.0,
+    "int8_gops": 310.0,
     "l1_gbs": 210.0,
     "l2_gbs": 95.0,
     "l3_gbs": 48.0,
@@ -293,6 +295,23 @@ def make_result(**changes: Any) -> Result:
         warnings=("the machine was busy: 1.4 cores were in use by others while trial 6 was measured",),
     )
     return replace(result, **changes)
+
+
+def make_request(batch_size: int, length: int | None = None) -> RequestLatency:
+    return RequestLatency(
+        batch_size=batch_size,
+        length=length,
+        latency_ms={"p50": around(1.8), "p90": around(2.1), "p99": around(2.4)},
+        throughput=around(1e3 * batch_size / 1.8),
+        speedup={"eager": around(12.0), "engine": around(4.5)},
+        references_ms={"eager": around(21.6), "engine": around(8.1)},
+    )
+
+
+@pytest.fixture(scope="session")
+def served() -> Result:
+    """A result of a target that names other requests, too."""
+    return make_result(requests=(make_request(32), make_request(1, 16)))
 
 
 @pytest.fixture(scope="session")

@@ -165,3 +165,11 @@ def test_says_plainly_that_quality_is_unchecked(unchecked: Result) -> None:
     assert "Quality is unchecked: there is nothing to weigh the speed against." in page.text
     assert unchecked.certificate.statement in page.text
     assert "nan" not in page.text.split()
+
+
+def test_tells_what_the_other_requests_of_the_target_take(served: Result, text: str) -> None:
+    page = Page(report(served))
+    assert "32 rows 21.6 [" in page.text
+    assert "1 row of length 16" in page.text
+    assert "12.0x [" in page.text
+    assert "Other requests" not in Page(text).text

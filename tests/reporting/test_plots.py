@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -55,6 +56,24 @@ def test_axes_carry_units(result: Result) -> None:
     assert "ms per request" in plots.profiles([("baseline", profile)])
     assert "GFLOP/s" in plots.rooflines([("baseline", profile)])
     assert "FLOP per byte" in plots.rooflines([("baseline", profile)])
+
+
+def test_the_roofline_names_every_roof_and_the_share_of_every_group(result: Result) -> None:
+    profile = result.baseline.profile
+    assert profile is not None
+    drawn = plots.rooflines([("baseline", profile), ("best", profile)])
+    for label in ("float32 92.0", "bfloat16 150", "int8 310", "L1 210 GB/s", "DRAM 17.0 GB/s", "bound by memory"):
+        assert label in drawn, label
+    for group in ("convolution 66%", "elementwise 8%", "linear 2%"):
+        assert drawn.count(group) == 2
+    assert "copy" not in drawn, "what calculates nothing has no intensity"
+
+
+def test_a_roofline_is_drawn_where_nothing_calculates_and_no_roof_is_known(result: Result) -> None:
+    profile = result.baseline.profile
+    assert profile is not None
+    bare = replace(profile, operators=profile.operators[-1:], roofline={})
+    assert "GFLOP/s" in plots.rooflines([("baseline", bare)])
 
 
 def test_the_best_so_far_only_follows_what_was_accepted(result: Result) -> None:

@@ -212,16 +212,18 @@ def test_the_store_is_listed_newest_first_with_what_is_wrong() -> None:
     assert lines[3] == "2 stages, 236 kB"
 
 
-def test_a_profile_gives_attained_rate_and_roof(result: Result) -> None:
+def test_a_profile_gives_what_is_achieved_of_what_is_possible(result: Result) -> None:
     profile = result.baseline.profile
     assert profile is not None
     console, file = make_console(80)
     Screen(console).profile(profile, "baseline")
     lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
     assert "baseline: 3.12 ms per request" in lines
-    # 68 MFLOP in 0.66 * 3.12 ms are 33.0 GFLOP/s
-    assert "convolution 14 66% 2.06 ms 33.0 824 µs compute" in lines
-    assert "copy 3 1% 31.2 µs - 12.5 µs memory" in lines
+    # 68 MFLOP in 0.66 * 3.12 ms are 33.0 GFLOP/s, and 2.5 times as many in two fifths of the time; 3.9 MB in 0.08 of it
+    # are 15.6 GB/s.
+    assert "convolution 14 66% 2.06 ms compute 33.0 of 82.6 GFLOP/s 2.50x" in lines
+    assert "elementwise 22 8% 250 µs memory 15.6 of 39.1 GB/s 2.50x" in lines
+    assert all(len(line) <= 80 for line in file.getvalue().splitlines())
     assert "bottleneck: compute (compute 74%, memory 9%, overhead 17%)" in lines
     assert profile.evidence[0] in lines
 
@@ -268,3 +270,13 @@ def test_findings_are_folded_and_never_cut() -> None:
     assert all(len(line) <= 60 for line in lines)
     assert " ".join(" ".join(lines[1:-1]).split()) == f"transformers missing {remedy}"
     assert lines[-1].split() == ["datasets", "ok", "5.0"]
+
+
+def test_the_summary_tells_what_the_other_requests_of_the_target_take(served: Result) -> None:
+    console, file = make_console(160)
+    Screen(console).summary(served)
+    lines = file.getvalue()
+    assert "p50 of 32 rows" in lines
+    assert "21.6 ms -> 1.80 ms, 12.0x [" in lines
+    assert "vs untouched, onnxruntime" in lines
+    assert "p50 of 1 row of length 16" in lines

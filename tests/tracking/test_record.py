@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.core.trial import Certificate, Drop, Quality, Result, Trial
+from hasten.core.trial import Certificate, Drop, Interval, Quality, RequestLatency, Result, Trial
 from hasten.tracking import record
 from hasten.tracking.credentials import without_credentials
 
@@ -83,3 +83,18 @@ def test_descriptions_say_how_it_was_done_and_what_each_step_gave(trials: Sequen
     for step, gain in result.shares:
         assert f"\n- {gain:.2f} times by `{' '.join(step.edit)}` (trial {step.number})\n" in told
     assert result.shares
+
+
+def test_other_requests_have_metrics_of_their_own(result: Result) -> None:
+    one = Interval(value=2.0, low=1.9, high=2.1)
+    request = RequestLatency(
+        batch_size=32,
+        length=16,
+        latency_ms={"p50": one, "p90": one, "p99": one},
+        throughput=Interval(value=16_000.0, low=15_000.0, high=17_000.0),
+        speedup={"eager": one},
+        references_ms={"eager": Interval(value=4.0, low=3.8, high=4.2)},
+    )
+    shown = record.result_metrics(replace(result, requests=(request,)))
+    assert (shown["latency_ms_b32_l16"], shown["latency_ms_b32_l16_high"]) == (2.0, 2.1)
+    assert (shown["throughput_b32_l16"], shown["speedup_eager_b32_l16_low"]) == (16_000.0, 1.9)

@@ -75,14 +75,14 @@ def write_graph(
     """
     program = capture(module, signature)
     to_onnx(program, signature, folder / _ONNX)
-    lengths_fixed = replace(signature, inputs=tuple(replace(each, dynamic=()) for each in signature.inputs))
-    counted = program if lengths_fixed == signature else capture(module, lengths_fixed)
+    fixed = any(each.dynamic for each in signature.inputs)
+    cost = cost_of(module, signature) if fixed else count(program)
     eager = copy.deepcopy(module).eval()
     with torch.inference_mode():
         outputs = forward(eager, {name: torch.tensor(values) for name, values in rows.items()}).numpy()
     reference = {f"inputs.{name}": np.ascontiguousarray(values) for name, values in rows.items()}
     save_file({**reference, "outputs": np.ascontiguousarray(outputs)}, folder / _REFERENCE)
-    _write_json(folder / _COST, count(counted).to_dict())
+    _write_json(folder / _COST, cost.to_dict())
     _write_json(folder / _SIGNATURE, signature.to_dict())
     return read_graph(folder, module_folder)
 
@@ -97,6 +97,16 @@ def read_graph(folder: Path, module_folder: Path) -> Graph:
         quantized=False,
         reference=folder / _REFERENCE,
     )
+
+
+def cost_of(module: torch.nn.Module, signature: Signature) -> GraphCost:
+    """What one row costs whose dynamic axes have the sizes of the signature.
+
+    Raises:
+        PassError: the module can't be captured.
+    """
+    lengths_fixed = tuple(replace(each, dynamic=()) for each in signature.inputs)
+    return count(capture(module, replace(signature, inputs=lengths_fixed)))
 
 
 def read_cost(folder: Path) -> GraphCost:

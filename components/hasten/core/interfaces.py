@@ -439,6 +439,7 @@ class Device:
     cpus: Annotated[tuple[int, ...], MinLen(1)]
 
 
+DeviceKind = Literal["cpu", "gpu", "tpu", "fpga"]
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 
 
@@ -463,7 +464,7 @@ class Target:
         devices: between which one model may be divided; none for a target of one device.
     """
 
-    device: Literal["cpu", "gpu", "tpu", "fpga"]
+    device: DeviceKind
     reference: Literal["cpu", "cuda"] = "cpu"
     threads: Annotated[int, Ge(1)]
     batch_size: Annotated[int, Ge(1)]
@@ -475,6 +476,11 @@ class Target:
     request_timeout_seconds: Annotated[float, Gt(0)] = 120.0
     engines: tuple[str, ...]
     devices: tuple[Device, ...] = ()
+
+    @property
+    def request(self) -> Request:
+        """The request that decides."""
+        return Request(batch_size=self.batch_size, length=self.length)
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> Target:
@@ -538,7 +544,7 @@ class Engine(abc.ABC):
     """Whether `load` runs machine code out of the folder, so that a deployed artefact has to be trusted."""
     extra: ClassVar[str | None] = None
     """Extra of the distribution that installs it, `pip install 'hasten[tvm]'`; None for what is always there."""
-    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    devices: ClassVar[tuple[DeviceKind, ...]] = ("cpu",)
     """Values of `Target.device` that it runs on."""
     emulates: ClassVar[bool] = False
     """Whether a request here only shows what the device would answer: its time says nothing about the device."""

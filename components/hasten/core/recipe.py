@@ -19,6 +19,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hasten.core.auto import from_the_machine, left_open, working_engines
 from hasten.core.errors import ConfigError
 from hasten.core.files import digest
 from hasten.core.groups import GROUPS
@@ -140,6 +141,7 @@ class Composer:
     base: tuple[str, ...]
     walk: tuple[str, ...]
     _composed: dict[tuple[str, ...], Recipe] = field(default_factory=dict, compare=False, repr=False)
+    _described: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, overrides: Iterable[str]) -> Composer:
@@ -183,6 +185,9 @@ class Composer:
 
     def _recipe(self, final: tuple[str, ...]) -> Recipe:
         config = self._config([*final, *self.walk])
+        said = self._said_by_the_machine(config)
+        for key, value in said.items():
+            OmegaConf.update(config, key, value)
         missing = sorted({*_missing(OmegaConf.to_container(config, resolve=False)), *self._left_open(final, config)})
         if missing:
             raise ConfigError(*(f"{key} has no value and needs one: {key}=..." for key in missing))
@@ -191,7 +196,40 @@ class Composer:
         except OmegaConfBaseException as error:
             raise ConfigError(one_line(error)) from error
         assert isinstance(values, dict)
-        return Recipe(overrides=final, config={str(key): value for key, value in values.items()})
+        # A recipe names all that it depends on: what the machine said is as good as typed.
+        overrides = normalise([*final, *(f"{key}={_typed(value)}" for key, value in said.items())])
+        return Recipe(overrides=overrides, config={str(key): value for key, value in values.items()})
+
+    def left_to_the_machine(self) -> tuple[str, ...]:
+        """Overrides that say what the user's own recipe leaves to the machine at hand."""
+        said = self._said_by_the_machine(self._config([*self.base, *self.walk]))
+        return tuple(f"{key}={_typed(value)}" for key, value in said.items())
+
+    def _said_by_the_machine(self, config: DictConfig) -> dict[str, Any]:
+        """Dotted key -> value of what the target leaves open."""
+        found = OmegaConf.to_container(config.target, resolve=False) if config.target else None
+        target = {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+        if not left_open(target):
+            return {}
+        if (known := digest(target)) not in self._described:
+            said = from_the_machine(target)
+            if "engines" in left_open(target):
+                said["engines"] = working_engines(self._engines(config, {**target, **said}), {**target, **said})
+            self._described[known] = {f"target.{key}": value for key, value in said.items()}
+        return self._described[known]
+
+    def _engines(self, config: DictConfig, target: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Every option of the group with its node, as it is resolved beside a target; without those that can't be."""
+        sections = OmegaConf.to_container(config, resolve=False)
+        assert isinstance(sections, dict)
+        for option in self.options("engine"):
+            beside = OmegaConf.create({**sections, "target": target, "engine": self._spelt("engine", option)})
+            try:
+                node = OmegaConf.to_container(beside.engine, resolve=True)
+            except OmegaConfBaseException:
+                continue
+            assert isinstance(node, dict)
+            yield option, {str(key): value for key, value in node.items()}
 
     def _left_open(self, final: tuple[str, ...], config: DictConfig) -> Iterator[str]:
         """Keys that the chosen experiment leaves to the user.
@@ -305,9 +343,28 @@ class Composer:
             raise ConfigError(f"{one_line(error)}: a group takes the name of an option, none for nothing") from error
 
 
+def left_to_the_machine(overrides: Sequence[str], folders: Sequence[Path]) -> tuple[str, ...]:
+    """Overrides that say what these leave to the machine at hand (`target=auto`), before Hydra runs.
+
+    Args:
+        folders: the user's own, which are searched after the packaged one.
+
+    Raises:
+        ConfigError: the overrides name what there is not.
+    """
+    searched = [f"hydra.searchpath=[{','.join(f'file://{folder.absolute()}' for folder in folders)}]"]
+    with _hydra():
+        return Composer.of([*overrides, *(searched if folders else [])]).left_to_the_machine()
+
+
 def _repository() -> Any:
     """The files on the config search path, before anything is composed of them."""
     return GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def _missing(node: Any, key: str = "") -> Iterator[str]:

@@ -154,6 +154,35 @@ class OperatorGroup:
     bound: str
     roof_ms: float
 
+    @property
+    def intensity(self) -> float:
+        """FLOP per byte."""
+        return self.flops / max(self.num_bytes, 1)
+
+    @property
+    def headroom(self) -> float | None:
+        """How many times faster the roofline allows it to be; None where it asks for nothing."""
+        return self.milliseconds / self.roof_ms if self.roof_ms > 0 else None
+
+    @property
+    def unit(self) -> str:
+        """Of `achieved` and `possible`, by what bounds it."""
+        return "GFLOP/s" if self.bound == "compute" else "GB/s"
+
+    @property
+    def achieved(self) -> float:
+        """10^9 operations or bytes per second."""
+        return self._rate(self.milliseconds)
+
+    @property
+    def possible(self) -> float:
+        """The same in the time that the roofline allows."""
+        return self._rate(self.roof_ms)
+
+    def _rate(self, milliseconds: float) -> float:
+        work = self.flops if self.bound == "compute" else self.num_bytes
+        return work / milliseconds / 1e6 if milliseconds > 0 else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
@@ -334,6 +363,37 @@ class Share(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RequestLatency:
+    """What the best candidate takes for another request than the one that decided.
+
+    Attributes:
+        length: of its dynamic axes; None for that of the rows as the data have them.
+        latency_ms: `p50`, `p90` and `p99`.
+        throughput: rows per second.
+        speedup: against `eager` and `engine`, as `Evaluation.speedup`.
+        references_ms: median latency of both for the same request.
+    """
+
+    batch_size: int
+    length: int | None
+    latency_ms: Mapping[str, Interval]
+    throughput: Interval
+    speedup: Mapping[str, Interval]
+    references_ms: Mapping[str, Interval]
+
+    @property
+    def name(self) -> str:
+        """`b32`, or `b1_l16` where it has a length of its own."""
+        return f"b{self.batch_size}" + (f"_l{self.length}" if self.length is not None else "")
+
+    @property
+    def told(self) -> str:
+        """`32 rows`, `1 row of length 16`."""
+        rows = f"{self.batch_size} row{'' if self.batch_size == 1 else 's'}"
+        return rows + (f" of length {self.length}" if self.length is not None else "")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """What a run ends with; `summary.json` is this as JSON.
 
@@ -342,6 +402,7 @@ class Result:
         size_ratio: bytes of the baseline's files over the best one's.
         front: numbers of the trials that no other beats in what is optimised and in quality at once.
         optimize: `objective.optimize` of the run.
+        requests: what the best takes for the other requests that the target names (`target.also`).
     """
 
     experiment: str
@@ -362,6 +423,7 @@ class Result:
     tracking_command: str | None
     warnings: tuple[str, ...] = ()
     optimize: str = "p50"
+    requests: tuple[RequestLatency, ...] = ()
 
     @property
     def lineage(self) -> tuple[Trial, ...]:

@@ -9,7 +9,6 @@ measurement replays identically.
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from hasten.core.interfaces import Target
+from hasten.core.processor import siblings, usable_cpus
 from hasten.core.trial import Interval as Estimate
 from hasten.evidence.bounds import bootstrap_ratio, percentile_interval, rate_interval, widened
 from hasten.evidence.process import Timing, Worker, serving_environment
@@ -239,18 +239,9 @@ def measuring_cpus(threads: int) -> frozenset[int]:
     share its core for seconds while another has its own: between identical models that made differences of 5 to 10 %.
     The last ones, because the first serve most interrupts.
     """
-    allowed = os.sched_getaffinity(0)
-    first_of_each_core = sorted({min(_siblings(cpu) & allowed) for cpu in allowed})
+    allowed = usable_cpus()
+    first_of_each_core = sorted({min(siblings(cpu) & allowed) for cpu in allowed})
     return frozenset(first_of_each_core[-threads:] if threads <= len(first_of_each_core) else allowed)
-
-
-def _siblings(cpu: int) -> set[int]:
-    """The hardware threads of the CPU's core, itself included."""
-    file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-    if not file.is_file():
-        return {cpu}
-    spans = [span.split("-") for span in file.read_text().strip().split(",")]
-    return {cpu} | {number for span in spans for number in range(int(span[0]), int(span[-1]) + 1)}
 
 
 def _rounds(

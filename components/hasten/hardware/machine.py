@@ -6,12 +6,27 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hasten.core.processor import isa, model_name
+
+X86 = {
+    "AVX2": ("avx2",),
+    "AVX-512": ("avx512f",),
+    "VNNI": ("avx512_vnni", "avx_vnni"),
+    "AMX": ("amx_tile",),
+    "bfloat16": ("avx512_bf16", "amx_bf16"),
+    "float16": ("avx512_fp16", "amx_fp16"),
+}
+"""Vector extensions of x86 -> the names that Linux gives them; one of each line suffices."""
+
+
+def extensions(isa: Collection[str]) -> tuple[str, ...]:
+    """Those of `X86` that a processor has."""
+    return tuple(name for name, names in X86.items() if set(names) & set(isa))
 
 
 @dataclass(frozen=True, kw_only=True)

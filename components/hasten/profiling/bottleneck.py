@@ -101,6 +101,7 @@ def profile(
     size_limit_bytes: int | None = None,
     batch_size: int = 1,
     integer_share: float = 0.0,
+    precision: str = "float32",
 ) -> Profile:
     """Splits the latency of one request and names the bottleneck.
 
@@ -116,6 +117,7 @@ def profile(
         size_limit_bytes: constraint on them; None for none.
         batch_size: rows of the request.
         integer_share: share of convolutions and linear layers that run in integers.
+        precision: number format of all else.
 
     Returns:
         Shares of compute, memory and overhead, which sum to 1, and of capacity: the share of the bytes that has to go.
@@ -128,7 +130,7 @@ def profile(
     if not sum(operator.milliseconds for operator in operators) > 0:
         raise MeasurementError("the engine's profiler reported no operators, so that the latency can't be split")
     roofs = Roofs.from_dict(roofline)
-    wanted = demands(cost, batch_size, integer_share)
+    wanted = demands(cost, batch_size, integer_share, precision)
     split = _split(latency_ms, operators, wanted, roofs, call_us, operator_us, weight_bytes)
     shares = split.shares()
     excess = max(0.0, 1 - size_limit_bytes / size_bytes) if size_limit_bytes is not None and size_bytes > 0 else 0.0
@@ -213,7 +215,7 @@ def _compute(split: _Split, roofs: Roofs, share: float) -> str | None:
     first = kinds[0]
     return (
         f"{share:.0%} of {_time(split.latency_ms)} is arithmetic: {first.name} takes {_time(first.milliseconds)} for "
-        f"{first.demand.flops / 1e6:.3g} MFLOP, where the peak of {roofs.peak_gflops:.3g} GFLOP/s"
+        f"{first.demand.flops / 1e6:.3g} MFLOP, where the peak of {roofs.peak(first.demand.precision):.3g} GFLOP/s"
         f"{_integers(first.demand, roofs)} allows {_time(first.place.roof_ms)}"
     )
 
@@ -221,7 +223,7 @@ def _compute(split: _Split, roofs: Roofs, share: float) -> str | None:
 def _integers(demand: Demand, roofs: Roofs) -> str:
     if not demand.integer_share:
         return ""
-    return f" ({roofs.peak_int8_gops:.3g} in integers, {demand.integer_share:.0%} of it)"
+    return f" ({roofs.peak('int8'):.3g} in integers, {demand.integer_share:.0%} of it)"
 
 
 def _memory(split: _Split, roofs: Roofs, share: float) -> str | None:

@@ -10,36 +10,41 @@ WEIGHTED = ("convolution", "linear")
 """Kinds that hold the weights, and that quantization turns into integer arithmetic."""
 
 
+WIDTHS = {"float32": 1.0, "bfloat16": 0.5, "float16": 0.5, "int8": 0.25}
+"""Bytes of a value in each number format, as a share of float32's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Roofs:
     """What the machine can do at most.
 
     Attributes:
-        peak_gflops: 10^9 float32 operations per second.
-        peak_int8_gops: 10^9 integer operations per second.
+        peak_gops: number format -> 10^9 operations per second; `float32` is always among them.
         bandwidth_gbs: level, from the nearest to `DRAM` -> 10^9 bytes per second.
         capacity_bytes: cache level, from the nearest on -> bytes.
     """
 
-    peak_gflops: float
-    peak_int8_gops: float
+    peak_gops: Mapping[str, float]
     bandwidth_gbs: Mapping[str, float]
     capacity_bytes: Mapping[str, int]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Roofs:
-        """From the JSON form of a measured roofline; an unknown integer peak counts as the float one."""
+        """From the JSON form of a measured roofline."""
         return cls(
-            peak_gflops=values["peak_gflops"],
-            peak_int8_gops=values.get("peak_int8_gops") or values["peak_gflops"],
+            peak_gops=dict(values["peak_gops"]),
             bandwidth_gbs=dict(values["bandwidth_gbs"]),
             capacity_bytes=dict(values["capacity_bytes"]),
         )
 
     def to_flat(self) -> dict[str, float]:
-        """For display: `peak_gflops`, `peak_int8_gops` and `<level>_gbs`."""
-        rates = {f"{level.lower()}_gbs": rate for level, rate in self.bandwidth_gbs.items()}
-        return {"peak_gflops": self.peak_gflops, "peak_int8_gops": self.peak_int8_gops, **rates}
+        """For display: `<format>_gops` and `<level>_gbs`."""
+        peaks = {f"{name}_gops": rate for name, rate in self.peak_gops.items()}
+        return peaks | {f"{level.lower()}_gbs": rate for level, rate in self.bandwidth_gbs.items()}
+
+    def peak(self, precision: str) -> float:
+        """10^9 operations per second in a number format; of one that is no faster here it is float32's."""
+        return self.peak_gops.get(precision, self.peak_gops["float32"])
 
     def level(self, working_set_bytes: float) -> str:
         """The nearest level of the memory that holds a working set."""
@@ -48,9 +53,9 @@ class Roofs:
                 return level
         return "DRAM"
 
-    def compute_ms(self, flops: float, integer_share: float) -> float:
-        """Least time for the arithmetic, a share of it in integers."""
-        seconds = flops * ((1 - integer_share) / self.peak_gflops + integer_share / self.peak_int8_gops) / 1e9
+    def compute_ms(self, flops: float, integer_share: float, precision: str = "float32") -> float:
+        """Least time for the arithmetic, a share of it in integers and the rest in floats of one format."""
+        seconds = flops * ((1 - integer_share) / self.peak(precision) + integer_share / self.peak("int8")) / 1e9
         return seconds * 1e3
 
     def memory_ms(self, num_bytes: float, working_set_bytes: float) -> float:
@@ -67,6 +72,7 @@ class Demand:
         activation_bytes: read and written.
         calls: over how many operators the activations are spread.
         integer_share: share of the arithmetic that runs in 8-bit integers.
+        precision: number format of the rest.
     """
 
     flops: int = 0
@@ -74,6 +80,7 @@ class Demand:
     activation_bytes: float = 0.0
     calls: int = 1
     integer_share: float = 0.0
+    precision: str = "float32"
 
     @property
     def num_bytes(self) -> int:
@@ -85,16 +92,24 @@ class Demand:
         return self.activation_bytes / max(self.calls, 1)
 
 
-def demands(cost: Mapping[str, Any], batch_size: int, integer_share: float) -> dict[str, Demand]:
+def width(integer_share: float, precision: str) -> float:
+    """Bytes of values of which a share is 8 bit wide and the rest is in one format, as a share of float32's."""
+    return integer_share * WIDTHS["int8"] + (1 - integer_share) * WIDTHS[precision]
+
+
+def demands(
+    cost: Mapping[str, Any], batch_size: int, integer_share: float, precision: str = "float32"
+) -> dict[str, Demand]:
     """Kind -> what its operators ask for one request.
 
     The weights are laid on convolutions and linear layers in proportion to their bytes; they are read once a request,
-    while arithmetic and activations grow with the batch. What runs in 8 bit moves a quarter of the bytes.
+    while arithmetic and activations grow with the batch. Narrower numbers move fewer bytes.
 
     Args:
         cost: of one row in float32: `kinds` (kind -> flops, bytes with weights, calls) and `weight_bytes`.
         batch_size: rows of a request.
         integer_share: share of convolutions and linear layers that run in integers.
+        precision: number format of all else.
     """
     weighted_bytes = sum(kind["bytes"] for name, kind in cost["kinds"].items() if name in WEIGHTED)
     weight_share = min(1.0, cost["weight_bytes"] / weighted_bytes) if weighted_bytes else 0.0
@@ -102,13 +117,14 @@ def demands(cost: Mapping[str, Any], batch_size: int, integer_share: float) -> d
     for name, kind in cost["kinds"].items():
         weights = kind["bytes"] * weight_share if name in WEIGHTED else 0.0
         integers = integer_share if name in WEIGHTED else 0.0
-        narrower = 1 - 0.75 * integers
+        narrower = width(integers, precision)
         found[name] = Demand(
             flops=round(kind["flops"] * batch_size),
             weight_bytes=weights * narrower,
             activation_bytes=(kind["bytes"] - weights) * batch_size * narrower,
             calls=max(1, round(kind["calls"])),
             integer_share=integers,
+            precision=precision,
         )
     return found
 
@@ -141,4 +157,5 @@ def place(demand: Demand, roofs: Roofs, resident_bytes: int) -> Place:
     """
     weights_ms = roofs.memory_ms(demand.weight_bytes, resident_bytes)
     activations_ms = roofs.memory_ms(demand.activation_bytes, demand.working_set_bytes)
-    return Place(compute_ms=roofs.compute_ms(demand.flops, demand.integer_share), memory_ms=weights_ms + activations_ms)
+    compute_ms = roofs.compute_ms(demand.flops, demand.integer_share, demand.precision)
+    return Place(compute_ms=compute_ms, memory_ms=weights_ms + activations_ms)

@@ -191,6 +191,14 @@ def _speed(result: Result, facts: Facts) -> str:
         (f"latency {name}", _interval(start.get(name, before.latency_ms[name])), _interval(latency))
         for name, latency in after.latency_ms.items()
     ]
+    rows += [
+        (
+            f"latency p50 of {each.told}",
+            _interval(each.references_ms["eager"]) if "eager" in each.references_ms else quality.UNKNOWN,
+            _interval(each.latency_ms["p50"]),
+        )
+        for each in result.requests
+    ]
     rows += [("rows per second", _rows_a_second(before), _rows_a_second(after))]
     rows += [
         (name, units.size(old), units.size(new))
@@ -244,7 +252,8 @@ def _limits(result: Result, facts: Facts) -> Iterable[str]:
         yield "Quality is unchecked: nothing says that this model still gives the answers of the one it was made from."
     elif not certificate.held:
         yield "The quality is not certified: the drop on new rows may be larger than was allowed."
-    yield "Other machines, thread counts and batch sizes were not measured, and may rank engines differently."
+    others = "requests than these" if result.requests else "batch sizes"
+    yield f"Other machines, thread counts and {others} were not measured, and may rank engines differently."
     if certificate.checked:
         yield "The bounds speak of rows like the test rows. Rows from elsewhere, or from later, were not looked at."
     if certificate.reads > 1:

@@ -63,6 +63,17 @@ class Ratio:
     meaning: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """One of the other requests: its latency before and after, rows per second, ratios to eager and best engine."""
+
+    request: str
+    eager: str
+    latency: str
+    rows: str
+    ratios: tuple[str, ...]
+
+
 def report(result: Result) -> str:
     """The whole page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -89,6 +100,7 @@ def report(result: Result) -> str:
         optimised=measure(result.optimize).name,
         steps=_steps(result),
         size=_size(result),
+        requests=_requests(result),
         profiles=profiles,
         machine=_machine(result.machine),
         limits=(*result.warnings, *_rereads(result), *LIMITS),
@@ -170,6 +182,22 @@ def _ratios(result: Result) -> list[Ratio]:
         )
         for name, ratio in result.speedup.items()
         if name in meanings
+    ]
+
+
+def _requests(result: Result) -> list[Served]:
+    return [
+        Served(
+            request=each.told,
+            eager=units.latency_interval(each.references_ms["eager"]) if "eager" in each.references_ms else "–",
+            latency=units.latency_interval(each.latency_ms["p50"]),
+            rows=units.count(each.throughput.value),
+            ratios=tuple(
+                units.ratio_interval(each.speedup[name]) if name in each.speedup else "–"
+                for name in ("eager", "engine")
+            ),
+        )
+        for each in result.requests
     ]
 
 

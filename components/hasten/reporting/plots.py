@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten.core.trial import Evaluation, Interval, OperatorGroup, Profile, Quality, Result, Trial
@@ -22,8 +23,13 @@ VERDICT_COLOURS = {"accepted": "#1a7f37", "rejected": "#bf6a02", "failed": "#c62
 SHARE_COLOURS = {"compute": "#2563a8", "memory": "#7b4fa3", "overhead": "#9aa3ad"}
 BARS = {"predicted": "predicted", "measured": "as it was run"}
 REQUEST_COLOURS = ("#2563a8", "#bf6a02", "#1a7f37", "#7b4fa3", "#c62828", "#5c6670")
+LEVEL_COLOURS = ("#0b5d6b", "#1791a6", "#62bccb", "#a7d8e0")
+"""Slopes of the levels of the memory, from the nearest on."""
 INK, FAINT = "#24292f", "#8c959f"
 WIDTH_INCHES = 6.6
+ROOFLINE_INCHES = 4.0
+CLOSE = 1.9
+"""Factor between two roofs below which there is no room for a label of each."""
 BOTTOM = 0.04
 """Height of what lies below the quality axis, as a share of the axis."""
 STYLE = {
@@ -374,67 +380,89 @@ def _time_shares(profile: Profile) -> dict[str, float]:
 
 def rooflines(rows: Sequence[tuple[str, Profile]]) -> str:
     """Operator groups under the machine's roofs, one panel for each profile (Williams et al., CACM 2009)."""
+    return _svg("roofline", lambda figure: _draw_rooflines(figure, rows), ROOFLINE_INCHES)
 
-    def draw(figure: Figure) -> None:
-        panels = figure.subplots(1, len(rows), sharex=True, sharey=True, squeeze=False)[0]
-        groups = [[group for group in profile.operators if group.flops and group.milliseconds] for _, profile in rows]
-        points = [_roofline_point(group) for row in groups for group in row]
-        roofs = [roof for _, profile in rows for name, roof in profile.roofline.items() if name.startswith("peak")]
-        intensities, rates = [intensity for intensity, _ in points], [rate for _, rate in points] or [1.0]
-        low, high = min([*intensities, 0.05]) / 2, max([*intensities, 20.0]) * 4
-        written: list[list[Annotation]] = []
-        for axes, (title, profile), row in zip(panels, rows, groups, strict=True):
-            axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(min(rates) / 3, 2.5 * max([*rates, *roofs])))
-            _plain_ticks(axes)
-            axes.set_title(title)
-            axes.set_xlabel("FLOP per byte")
-            written.append(_roofs(axes, profile.roofline, low, high))
-            for group in row:
-                size = 16 + 140 * group.share
-                axes.scatter(*_roofline_point(group), s=size, color=SHARE_COLOURS[group.bound], alpha=0.85, zorder=3)
-        panels[0].set_ylabel("GFLOP/s")
-        _colour_key(figure, {f"bound by {kind}": SHARE_COLOURS[kind] for kind in ("compute", "memory")})
-        for axes, row, texts in zip(panels, groups, written, strict=True):
-            kinds, points = [group.kind for group in row], [_roofline_point(group) for group in row]
-            _label(figure, axes, kinds, points, clearance=6.5, avoid=texts)
 
-    return _svg("roofline", draw, 3.6)
+def save_roofline(name: str, profile: Profile, file: Path) -> None:
+    """The same of one profile as a picture of its own; its ending says in which format."""
+    _save(lambda figure: _draw_rooflines(figure, [(name, profile)]), ROOFLINE_INCHES + 0.4, file)
+
+
+def _draw_rooflines(figure: Figure, rows: Sequence[tuple[str, Profile]]) -> None:
+    panels = figure.subplots(1, len(rows), sharex=True, sharey=True, squeeze=False)[0]
+    groups = [[group for group in profile.operators if group.flops and group.milliseconds] for _, profile in rows]
+    points = [_roofline_point(group) for row in groups for group in row]
+    peaks = [rate for _, profile in rows for rate in _ending("_gops", profile).values()]
+    intensities, rates = [intensity for intensity, _ in points], [rate for _, rate in points] or [1.0]
+    low, high = min([*intensities, 0.05]) / 2, max([*intensities, 20.0]) * 4
+    written: list[list[Annotation]] = []
+    for axes, (title, profile), row in zip(panels, rows, groups, strict=True):
+        axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(min(rates) / 3, 3 * max([*rates, *peaks])))
+        _plain_ticks(axes)
+        axes.set_title(title)
+        axes.set_xlabel("arithmetic intensity, FLOP per byte")
+        written.append(_roofs(axes, profile, low, high))
+        for group in row:
+            size = 16 + 140 * group.share
+            axes.scatter(*_roofline_point(group), s=size, color=SHARE_COLOURS[group.bound], alpha=0.85, zorder=3)
+    panels[0].set_ylabel("achieved, GFLOP/s")
+    _colour_key(figure, {f"bound by {kind}": SHARE_COLOURS[kind] for kind in ("compute", "memory")})
+    _level_key(figure, rows[0][1])
+    for axes, row, texts in zip(panels, groups, written, strict=True):
+        labels, points = [f"{group.kind} {group.share:.0%}" for group in row], [_roofline_point(group) for group in row]
+        _label(figure, axes, labels, points, clearance=6.5, avoid=texts)
 
 
 def _roofline_point(group: OperatorGroup) -> tuple[float, float]:
-    """Intensity in FLOP per byte, and what is attained in GFLOP/s."""
-    return group.flops / max(group.num_bytes, 1), group.flops / group.milliseconds / 1e6
+    """Intensity in FLOP per byte, and what is achieved in GFLOP/s."""
+    return group.intensity, group.flops / group.milliseconds / 1e6
 
 
-def _roofs(axes: Axes, roofline: Mapping[str, float], low: float, high: float) -> list[Annotation]:
-    """Ceilings of arithmetic, and a slope for each level of the memory, up to the highest ceiling; gives the labels."""
-    labels = []
-    peaks = {name: roof for name, roof in roofline.items() if name.startswith("peak")}
-    names = {"peak_gflops": "float32", "peak_int8_gops": "int8"}
-    on_top: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 7.5, "color": INK}
+def _ending(ending: str, profile: Profile) -> dict[str, float]:
+    """`float32` or `L2` -> rate of the roofs whose names end so."""
+    return {name.removesuffix(ending): rate for name, rate in profile.roofline.items() if name.endswith(ending)}
+
+
+def _roofs(axes: Axes, profile: Profile, low: float, high: float) -> list[Annotation]:
+    """Ceilings of arithmetic, and a slope for each level of the memory, up to the highest ceiling; gives the labels.
+
+    The ceilings carry their names on the left, where no slope reaches them and no operator can be.
+    """
+    peaks, slopes = _ending("_gops", profile), _ending("_gbs", profile)
     for name, roof in peaks.items():
-        axes.plot([low, high], [roof, roof], color=INK, linewidth=1.0, linestyle="-" if name == "peak_gflops" else "--")
-        text = f"{names.get(name, name)} {units.digits(roof)}"
-        labels.append(axes.annotate(text, (high, roof), (-2, 2), **on_top))
+        axes.plot([low, high], [roof, roof], color=INK, linewidth=1.0, linestyle="-" if name == "float32" else "--")
     ceiling = max(peaks.values(), default=math.inf)
-    beside: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6.5, "color": "#57606a"}
-    slopes = {name.removesuffix("_gbs").upper(): rate for name, rate in roofline.items() if name.endswith("_gbs")}
-    for rate in slopes.values():
+    for rate, colour in zip(slopes.values(), LEVEL_COLOURS, strict=False):
         end = min(high, ceiling / rate)
-        axes.plot([low, end], [low * rate, end * rate], color=FAINT, linewidth=0.9)
-    for levels, rate in _neighbours(slopes):
-        labels.append(axes.annotate(levels, (low, low * rate), (5, -2), **beside))
-    return labels
+        axes.plot([low, end], [low * rate, end * rate], color=colour, linewidth=1.2)
+    on_top: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "color": INK}
+    return [axes.annotate(names, (low, roof), (3, 2), **on_top) for names, roof in _neighbours(peaks)]
 
 
-def _neighbours(slopes: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Labels of the slopes, one for those that lie too close for two."""
+def _level_key(figure: Figure, profile: Profile) -> None:
+    """Which slope is which level of the memory, with its bandwidth."""
+    from matplotlib.lines import Line2D
+
+    slopes = zip(_ending("_gbs", profile).items(), LEVEL_COLOURS, strict=False)
+    handles = [
+        Line2D([], [], color=colour, label=f"{level.upper()} {units.digits(rate)} GB/s")
+        for (level, rate), colour in slopes
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+
+
+def _neighbours(roofs: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Labels of the roofs with their rates, one for those that lie too close for two, at the highest of them."""
     merged: list[tuple[str, float]] = []
-    for level, rate in sorted(slopes.items(), key=lambda item: -item[1]):
-        if merged and merged[-1][1] < 1.5 * rate:
-            merged[-1] = (f"{merged[-1][0]}, {level}", rate)
+    lowest = math.inf
+    for name, rate in sorted(roofs.items(), key=lambda item: -item[1]):
+        told = f"{name} {units.digits(rate)}"
+        if merged and lowest < CLOSE * rate:
+            merged[-1] = (f"{merged[-1][0]}, {told}", merged[-1][1])
         else:
-            merged.append((level, rate))
+            merged.append((told, rate))
+        lowest = rate
     return merged
 
 
@@ -473,6 +501,7 @@ def _label(
             fontsize=8,
             fontweight="bold" if index in bold else "normal",
             arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6} if far else None,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4},  # over lines, still readable
             zorder=4,
             annotation_clip=False,
         )
@@ -549,6 +578,17 @@ def _colour_key(figure: Figure, colours: Mapping[str, str]) -> None:
 
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=8)
+
+
+def _save(draw: Any, height_inches: float, file: Path) -> None:
+    """One figure on white, to stand alone."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained", facecolor="white")
+        draw(figure)
+        figure.savefig(file, dpi=160)
 
 
 def _svg(name: str, draw: Any, height_inches: float) -> str:

@@ -23,7 +23,7 @@ def to_json(result: Result) -> dict[str, Any]:
 
     `overrides` are the best recipe's, `rebuild` is the command that makes it again, `seconds` the recorded cost of all
     stages, also of those that came from the store, and `spent` the wall time of this run. `shares` says what each of
-    the steps that led to the best gave.
+    the steps that led to the best gave, `requests` what the best takes for the other requests of the target.
     """
     certificate = result.certificate.to_dict()
     summary = {
@@ -34,6 +34,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "rebuild": result.best.rebuild,
         "speedup": {reference: asdict(ratio) for reference, ratio in result.speedup.items()},
         "engine_reference": result.engine_reference,
+        "requests": [{"request": each.name, **asdict(each)} for each in result.requests],
         "size_ratio": result.size_ratio,
         "certificate": certificate,
         "trials": [trial.to_dict() for trial in result.trials],

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hasten.core.store import Listing
-from hasten.core.trial import Interval, Profile, Result, Trial
+from hasten.core.trial import Interval, Profile, RequestLatency, Result, Trial
 from hasten.reporting import quality, units
 from hasten.reporting.summary import addressed, claim, shares_told, tried
 
@@ -177,11 +177,10 @@ class Screen:
 
     def profile(self, profile: Profile, title: str) -> None:
         """Where a request's time goes, each kind of operators against the roofline, and the bottleneck that follows."""
-        table = _table("operators", ">calls", ">share", ">time", ">GFLOP/s", ">roof", "bound by")
+        table = _table("operators", ">calls", ">share", ">time", "bound by", ">achieved of possible", ">headroom")
         for row in sorted(profile.operators, key=lambda group: -group.milliseconds):
-            attained = units.digits(row.flops / row.milliseconds / 1e6) if row.flops and row.milliseconds else "-"
-            times = (units.latency(row.milliseconds), attained, units.latency(row.roof_ms))
-            table.add_row(escape(row.kind), str(row.calls), f"{row.share:.0%}", *times, row.bound)
+            figures = (str(row.calls), f"{row.share:.0%}", units.latency(row.milliseconds), row.bound)
+            table.add_row(escape(row.kind), *figures, *units.reached(row))
         head = Text.assemble((title, "bold"), f": {units.latency(profile.latency_ms)} per request")
         told = {kind: share for kind, share in profile.shares.items() if kind != "capacity" or share > 0}
         shares = ", ".join(f"{kind} {share:.0%}" for kind, share in told.items())
@@ -335,6 +334,16 @@ def _trial_line(trial: Trial, trials: dict[int, Trial]) -> str:
     return f"{', '.join(parts)}; {trial.reason}"
 
 
+def _request(request: RequestLatency, engine: str) -> str:
+    """`1.80 ms -> 412 µs, 4.37x vs eager PyTorch, 1.50x vs untouched, onnxruntime`."""
+    after, start = request.latency_ms["p50"], request.references_ms.get("eager")
+    parts = [" -> ".join(units.latency(each.value) for each in (start, after) if each is not None)]
+    for reference, meaning in (("eager", "eager PyTorch"), ("engine", f"untouched, {engine}")):
+        if reference in request.speedup:
+            parts.append(f"{units.ratio_interval(request.speedup[reference])} vs {meaning}")
+    return ", ".join(parts)
+
+
 def _summary_lines(result: Result) -> list[RenderableType]:
     certificate = result.certificate
     lines: list[RenderableType] = [Text(claim(result), "bold"), Text()]
@@ -350,6 +359,7 @@ def _summary_lines(result: Result) -> list[RenderableType]:
         start = after.references_ms.get("eager", before.latency_ms["p50"])
         latencies = (units.latency(each.value) for each in (start, after.latency_ms["p50"]))
         facts.append(("latency p50", " -> ".join(latencies)))
+        facts += [(f"p50 of {each.told}", _request(each, result.engine_reference)) for each in result.requests]
         facts.append(("size", f"{units.size(before.size_bytes)} -> {units.size(after.size_bytes)}"))
         facts.append(("memory", f"{units.size(before.memory_bytes)} -> {units.size(after.memory_bytes)}"))
         if result.optimize == "throughput":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hasten.core.trial import Interval
+from hasten.core.trial import Interval, OperatorGroup
 
 _LATENCY = (("s", 1e3), ("ms", 1.0), ("µs", 1e-3))
 _BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
@@ -75,6 +75,13 @@ def count(value: float) -> str:
         if abs(value) >= scale:
             return f"{digits(value / scale)}{unit}"
     return f"{value:.0f}"
+
+
+def reached(group: OperatorGroup) -> tuple[str, str]:
+    """`33.0 of 82.5 GFLOP/s` and `2.50x`: achieved of what the roofline allows, and the factor between both."""
+    if group.headroom is None or group.milliseconds <= 0:
+        return "-", "-"
+    return f"{digits(group.achieved)} of {digits(group.possible)} {group.unit}", ratio(group.headroom)
 
 
 def _ratio(value: float) -> str:

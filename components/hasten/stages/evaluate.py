@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from hasten.artefacts.capture import read_cost
+from hasten.artefacts.capture import GraphCost, cost_of, read_cost
 from hasten.artefacts.module import build as build_module
 from hasten.artefacts.module import load_weights, output_shape, rebuild
 from hasten.core.construct import locate
 from hasten.core.errors import ConfigError, EngineError
 from hasten.core.files import read_json, write_json
-from hasten.core.interfaces import OperatorTime, Progress, Silent, Target, Task
+from hasten.core.interfaces import OperatorTime, Progress, Request, Signature, Silent, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe
 from hasten.core.sections import TrainingSettings
 from hasten.core.source import libraries
 from hasten.core.store import Entry, Ingredients, Store
-from hasten.core.trial import Certificate, Evaluation, Interval, Profile, Quality
+from hasten.core.trial import Certificate, Evaluation, Interval, Profile, Quality, RequestLatency
 from hasten.data.prepare import Prepared, read
 from hasten.evidence import latency
 from hasten.evidence.bounds import corrected
@@ -33,11 +33,13 @@ from hasten.evidence.certificate import Ledger, Reading, certify, no_better_than
 from hasten.evidence.metrics import accuracy
 from hasten.evidence.process import Worker
 from hasten.evidence.quality import compared, no_better_than, quality
+from hasten.evidence.requests import refusals, request_of, sized
 from hasten.evidence.worker import ENGINE_FILE, write_inputs
 from hasten.hardware.machine import machine_id
 from hasten.stages.build import Built, build, plan
 from hasten.stages.data import metrics, source, task
 from hasten.stages.engine import engine_libraries, engine_sources
+from hasten.stages.roofline import roofline
 from hasten.stages.stage import Tools, read_notes, sources
 from hasten.training.estimate import training_seconds
 
@@ -98,7 +100,7 @@ class Evaluator:
             requests, seconds = alone[NO_REFERENCE], seconds | more
         self._check_memory(first.memory_bytes[latency.CANDIDATE])
         compiled = read_json(built.compiled.folder / "compiled.json")
-        cost = read_cost(built.entries["export"].folder)
+        cost = self._cost(built)
         evaluation = Evaluation(
             metric=name,
             quality=leading.value,
@@ -119,21 +121,43 @@ class Evaluator:
         entries = (*built.entries.values(), outputs_entry)
         return built, evaluation, {entry.key: entry.seconds for entry in entries} | seconds
 
+    def other_request(self, request: Request, built: Built, references: Mapping[str, Built]) -> RequestLatency:
+        """How long a finished candidate takes for a request of `target.also`, in turns with its references.
+
+        Raises:
+            EngineError: an engine failed on it.
+        """
+        target = replace(self.target, batch_size=request.batch_size, length=request.length)
+        itself = [name for name, other in references.items() if other.compiled.key == built.compiled.key]
+        others = {name: other for name, other in references.items() if name not in itself}
+        pairs, _ = replace(self, target=target)._latencies(built, others, stream=self._streams(built, others))
+        first, confidence = next(iter(pairs.values())), self.objective.confidence
+        return RequestLatency(
+            batch_size=request.batch_size,
+            length=request.length,
+            latency_ms=latency.latency_ms(first, confidence),
+            throughput=latency.throughput(first, confidence),
+            speedup=dict.fromkeys(itself, Interval(value=1.0, low=1.0, high=1.0)) | self._speedups(pairs),
+            references_ms=self._references_ms(pairs),
+        )
+
     def baseline_seconds(self, recipe: Recipe) -> float:
         """What the baseline will cost: recorded where the store has a stage, else from a few measured training steps.
 
         Raises:
-            ConfigError: the data can't be read or do not fit the model.
+            ConfigError: the data can't be read or do not fit the model or the target's requests.
         """
         planned = {step.stage.name: step for step in plan(recipe, self.store)}
         recorded = sum(step.entry.seconds for step in planned.values() if step.entry is not None)
-        if planned["teacher"].entry is not None:
-            return recorded
         rows = planned["data"].stage
         entry = self.store.build(
             rows.ingredients(recipe, {}), lambda folder: rows.make(recipe, {}, folder, self._tools)
         )
         prepared, node = read(entry.folder), recipe.section("model")
+        if problems := list(refusals(self.target, prepared.inputs)):
+            raise ConfigError(*problems)
+        if planned["teacher"].entry is not None:
+            return recorded
         model, _ = build_module(
             node["arch"], prepared.inputs, prepared.output_shape, seed=self.seed, facts=prepared.facts
         )
@@ -173,9 +197,12 @@ class Evaluator:
     def profile(self, built: Built, evaluation: Evaluation) -> Profile:
         """Where a request's time goes on the target, and the bottleneck."""
         from hasten.profiling.bottleneck import profile
+        from hasten.profiling.roofline import width
 
-        overhead = self._overhead(built.recipe, read_json(built.compiled.folder / ENGINE_FILE))
-        cost = read_cost(built.entries["export"].folder)
+        compiled = read_json(built.compiled.folder / ENGINE_FILE)
+        precision = compiled.get("precision", "float32")
+        overhead = self._overhead(built.recipe, compiled)
+        cost = self._cost(built)
         share = evaluation.integer_share or 0.0
         limit = self.objective.max_size_mb
         return profile(
@@ -188,15 +215,15 @@ class Evaluator:
                 },
                 "weight_bytes": cost.weight_bytes,
             },
-            roofline=self._roofline(),
+            roofline=roofline(self.store, self.target),
             call_us=overhead["call_us"],
             operator_us=overhead["operator_us"],
-            # 8-bit weights take a quarter of float32.
-            weight_bytes=round(cost.weight_bytes * (1 - 0.75 * share)),
+            weight_bytes=round(cost.weight_bytes * width(share, precision)),
             size_bytes=evaluation.size_bytes,
             size_limit_bytes=None if limit is None else round(limit * 1e6),
             batch_size=self.target.batch_size,
             integer_share=share,
+            precision=precision,
         )
 
     def certify(self, baseline: Built, candidate: Built) -> Certificate:
@@ -334,6 +361,7 @@ class Evaluator:
             stage="latency",
             config={
                 "batch_size": self.target.batch_size,
+                "length": self.target.length,
                 "threads": self.target.threads,
                 "protocol": asdict(self.protocol),
                 "seed": self.seed,
@@ -348,20 +376,49 @@ class Evaluator:
             machine={"id": machine_id()},
         )
 
+    def _request(self, built: Built) -> list[NDArray[Any]]:
+        """Training rows as the target's request has them."""
+        prepared = self._prepared(built)
+        rows = prepared.rows("train", limit=self.target.batch_size).inputs
+        return request_of(rows, prepared.inputs, self.target.request)
+
+    def _cost(self, built: Built) -> GraphCost:
+        """Of one row of the target's request."""
+        export = built.entries["export"]
+        if self.target.length is None:
+            return read_cost(export.folder)
+        ingredients = Ingredients(
+            stage="cost",
+            config={"length": self.target.length},
+            parents={"export": export.key},
+            sources=sources("hasten.artefacts.capture"),
+            libraries=libraries("torch"),
+        )
+
+        def make(folder: Path) -> None:
+            signature = Signature.from_dict(read_json(export.folder / "signature.json"))
+            cut = replace(signature, inputs=sized(signature.inputs, self.target.length))
+            write_json(folder / "cost.json", cost_of(rebuild(built.module.folder), cut).to_dict())
+
+        return read_cost(self.store.build(ingredients, make).folder)
+
     def _operators(self, built: Built) -> list[OperatorTime]:
         """Times of the operators of one request, by the engine's own profiler."""
         ingredients = Ingredients(
             stage="operators",
-            config={"batch_size": self.target.batch_size, "threads": self.target.threads, "repeats": PROFILED_REQUESTS},
+            config={
+                "batch_size": self.target.batch_size,
+                "length": self.target.length,
+                "threads": self.target.threads,
+                "repeats": PROFILED_REQUESTS,
+            },
             parents={"compile": built.compiled.key, "data": built.data.key},
             sources=sources("hasten.evidence.worker"),
             machine={"id": machine_id()},
         )
 
         def make(folder: Path) -> None:
-            rows = self._prepared(built).rows("train", limit=self.target.batch_size).inputs.values()
-            request = [values[np.arange(self.target.batch_size) % len(values)] for values in rows]
-            write_json(folder / "operators.json", self._profiled(built.compiled.folder, request))
+            write_json(folder / "operators.json", self._profiled(built.compiled.folder, self._request(built)))
 
         entry = self.store.build(ingredients, make)
         return [OperatorTime(**values) for values in read_json(entry.folder / "operators.json")]
@@ -372,25 +429,6 @@ class Evaluator:
             inputs = write_inputs(Path(scratch) / "request.npz", request)
             with latency.measuring_alone():
                 return [asdict(operator) for operator in worker.operators(compiled, inputs, repeats=PROFILED_REQUESTS)]
-
-    def _roofline(self) -> dict[str, Any]:
-        """The machine's measured peaks and bandwidths with the target's threads."""
-        from hasten.hardware.probe import probe
-
-        ingredients = Ingredients(
-            stage="roofline",
-            config={"threads": self.target.threads},
-            sources=sources("hasten.hardware.probe"),
-            libraries=libraries("torch", "numpy"),
-            machine={"id": machine_id()},
-        )
-
-        def make(folder: Path) -> None:
-            with latency.measuring_alone():
-                write_json(folder / "roofline.json", probe(self.target.threads).to_dict())
-
-        roofline: dict[str, Any] = read_json(self.store.build(ingredients, make).folder / "roofline.json")
-        return roofline
 
     def _overhead(self, recipe: Recipe, node: Mapping[str, Any]) -> dict[str, float]:
         """What the recipe's engine, as it was compiled, costs per call and operator before it calculates anything."""
@@ -449,7 +487,7 @@ class _Session:
                 self._built.compiled.folder,
                 {reference.compiled.key: reference.compiled.folder for reference in self._references.values()},
                 evaluator.target,
-                list(evaluator._prepared(self._built).rows("train", limit=evaluator.target.batch_size).inputs.values()),
+                evaluator._request(self._built),
                 evaluator.protocol,
                 evaluator.seed,
                 stream=self._stream,

@@ -18,6 +18,7 @@ from hasten.core.source import libraries
 from hasten.data.prepare import Prepared
 from hasten.evidence import latency
 from hasten.evidence.process import Worker
+from hasten.evidence.requests import request_of
 from hasten.hardware.machine import machine_id
 from hasten.stages.engine import engine_family, engine_libraries, engine_node, engine_sources
 from hasten.stages.stage import declared, sources
@@ -37,7 +38,7 @@ BRIEFLY = latency.LatencyProtocol(min_rounds=10, max_rounds=20, precision=0.02)
 def rehearsal_ingredients(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str], dict[str, str], dict[str, str]]:
     """Config, sources, libraries and machine that a stage depends on whose pass times models on the target."""
     quantization = recipe.section("quantization")
-    target = {key: recipe.section("target")[key] for key in ("device", "threads", "batch_size")}
+    target = {key: recipe.section("target")[key] for key in ("device", "threads", "batch_size", "length")}
     config = {"engine": engine_node(recipe), "target": target}
     code = {**sources("hasten.stages.rehearsal"), **engine_sources(recipe)}
     versions = {**libraries("torch", "onnx", "onnxscript"), **engine_libraries(recipe)}
@@ -96,7 +97,8 @@ class Rehearsal:
     def _timed(self, folders: Sequence[Path]) -> list[float]:
         """The first folder takes part in every session; what a session differs by is taken out with it."""
         first, *others = folders
-        rows = list(self.prepared.rows("train", limit=self._target.batch_size).inputs.values())
+        rows = self.prepared.rows("train", limit=self._target.batch_size).inputs
+        request = request_of(rows, self.prepared.inputs, self._target.request)
         anchor, found = None, []
         for start in range(0, max(1, len(others)), PARTICIPANTS - 1):
             part = others[start : start + PARTICIPANTS - 1]
@@ -104,7 +106,7 @@ class Rehearsal:
                 first,
                 {folder.name: folder for folder in part},
                 self._target,
-                rows,
+                request,
                 BRIEFLY,
                 self.recipe.config["seed"],
             )

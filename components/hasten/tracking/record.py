@@ -84,6 +84,11 @@ def result_metrics(result: Result) -> dict[str, float]:
         figures |= _evaluation_metrics(result.best.evaluation)
     for reference, ratio in result.speedup.items():
         figures |= _interval(f"speedup_{reference}", ratio)
+    for request in result.requests:
+        figures |= _interval(f"latency_ms_{request.name}", request.latency_ms["p50"])
+        figures |= _interval(f"throughput_{request.name}", request.throughput)
+        for reference, ratio in request.speedup.items():
+            figures |= _interval(f"speedup_{reference}_{request.name}", ratio)
     return _known(figures)
 
 
