@@ -244,8 +244,8 @@ class Composer:
         return [str(name) for name in (named[-1] if isinstance(named[-1], list) else named)]
 
     def _check_attempts(self, strategies: Sequence[Strategy]) -> None:
-        """Every edit has to compose: as it is, where all the others' options were chosen before it, or at least with some
-        option of the group whose knob it sets, which the user's recipe may not have.
+        """Every edit has to compose: as it is, where all the others' options were chosen before it, or at least with
+        some option of the group whose knob it sets, which the user's recipe may not have.
 
         The loop asks for most of them as they are, so that composing them costs nothing more.
         """
