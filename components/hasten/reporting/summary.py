@@ -55,14 +55,17 @@ def to_json(result: Result) -> dict[str, Any]:
 
 
 def tried(trial: Trial) -> str:
-    """What an iteration tried: its overrides, without a group's choice where one of that group's knobs follows."""
+    """What an iteration tried: its overrides, without a group's choice where one of that group's knobs follows.
+
+    But for engines, several of which have the same knobs.
+    """
     if trial.number == 0:
         return "baseline"
     keys = [override.partition("=")[0] for override in trial.edit]
     told = [
         override
         for override, key in zip(trial.edit, keys, strict=True)
-        if not any(other.rpartition(".")[0] == key for other in keys)
+        if key == "engine" or not any(other.rpartition(".")[0] == key for other in keys)
     ]
     return " ".join(told) or trial.strategy
 
