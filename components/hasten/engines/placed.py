@@ -131,8 +131,8 @@ class Placed(Engine):
     the whole graph on every device: requests in a stream are spread over them.
 
     Attributes:
-        between: the devices: `name`, `engine` and `cpus` of each. Within a recipe an engine is an option of the group `engine`; the
-            compile stage puts the config node of that option in its place.
+        between: the devices: `name`, `engine` and `cpus` of each. Within a recipe an engine is an option of the group
+            `engine`; the compile stage puts the config node of that option in its place.
         optimize: what the schedule is chosen by: rows per second (`throughput`), or else the time of a request.
         max_segments: into how many segments the graph is divided at most. More of them can be shared out more evenly
             and take longer to measure.
