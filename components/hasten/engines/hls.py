@@ -38,7 +38,7 @@ _OVERFLOWED = 0.5
 _REPORTED = ("DSP", "LUT", "FF", "BRAM_18K", "WorstLatency", "IntervalMax", "EstimatedClockPeriod")
 """Of hls4ml's reading of the vendor's report."""
 ANALYTIC = "analytic estimate, not synthesis"
-_COMPILERS = {"Vitis": "vitis-run", "Vivado": "vivado_hls", "Quartus": "i++", "Catapult": "catapult"}
+_COMPILERS = {"Vitis": "vitis-run", "Vivado": "vivado_hls", "Quartus": "i++"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Hls(Engine):
     emulates = True
     reads_onnx = True
 
-    backend: Literal["Vitis", "Vivado", "Quartus", "Catapult"] = "Vitis"
+    backend: Literal["Vitis", "Vivado", "Quartus"] = "Vitis"
     part: Annotated[str, MinLen(1)] | None = None
     clock_ns: Annotated[float, Gt(0)] = 5.0
     io_type: Literal["io_parallel", "io_stream"] = "io_parallel"
@@ -186,7 +186,7 @@ class Hls(Engine):
         from hls4ml.model import ModelGraph
         from hls4ml.utils.config import create_config
 
-        extras = {} if self.backend in ("Quartus", "Catapult") else {"write_weights_txt": False}
+        extras = {} if self.backend == "Quartus" else {"write_weights_txt": False}
         config = create_config(
             output_dir=str(project),
             project_name=_NAME,
