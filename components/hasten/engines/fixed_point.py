@@ -1,4 +1,4 @@
-"""Fixed-point numbers: the narrowest type that holds given values, and the integers that quantized weights came from."""
+"""Fixed-point numbers: the narrowest type that holds given values, and the integers behind quantized weights."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Fixed:
 
     Attributes:
         width: bits in all, the sign's included.
-        integer: bits left of the binary point, the sign's included; negative, or above the width, where it lies outside.
-        saturates: values that don't fit are rounded to the nearest (half to even) and clipped instead of cut and wrapped.
+        integer: bits left of the binary point, the sign's included; below 0 or above the width where it lies outside.
+        saturates: what doesn't fit is rounded to the nearest (half to even) and clipped instead of cut and wrapped.
         symmetric: of a signed type that saturates, without its lowest value.
     """
 
@@ -82,7 +82,7 @@ def levels(rows: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.float64]] 
     """The integers and the step of each row of weights (C, K) that lie on a grid: rows = step[:, None] * integers.
 
     The grid is found in the weights themselves: the fewest levels that all weights of a row are multiples of, within
-    the precision of float32. So it does not matter which technique rounded them, nor that a normalization was folded in.
+    the precision of float32. So it does not matter which technique rounded them, nor that a normalization was folded.
 
     Returns:
         Integers (C, K) and steps (C,); None where a row lies on no grid of at most 16 bits.

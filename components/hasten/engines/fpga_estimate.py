@@ -1,14 +1,15 @@
 """What a network of multipliers and adders would take of an FPGA, by arithmetic alone: no synthesis, no placement.
 
-Model: a layer of N products for each place that it is applied at, with a reuse factor R, has ceil(N / R) multipliers and
-takes new inputs every R cycles (Duarte et al. 2018, "Fast inference of deep neural networks in FPGAs for particle
+Model: a layer of N products for each place that it is applied at, with a reuse factor R, has ceil(N / R) multipliers
+and takes new inputs every R cycles (Duarte et al. 2018, "Fast inference of deep neural networks in FPGAs for particle
 physics", section 2.3; hls4ml's documentation of `ReuseFactor`). Its latency there is
 
     L = L_mult + (R - 1) * II_mult + L_activ,
 
-with II_mult = 1, and here with L_mult = `MULTIPLIER_CYCLES` plus one cycle for each level of the adder tree, and L_activ
-= 1 for rounding and the activation. What the compiler saves by constants that are powers of two or share digits, it
-saves beyond this; what control, FIFOs and routing cost is not in it, nor are flip-flops.
+with II_mult = 1, and here with `MULTIPLIER_CYCLES` and one cycle for each level of the adder tree as L_mult, and one
+cycle of rounding and activation as L_activ. What the compiler saves by constants that are powers of two or share
+digits, it saves beyond this; what control, FIFOs and routing cost is not in it, nor are flip-flops. DSPs and memories
+are AMD's.
 """
 
 from __future__ import annotations
@@ -58,13 +59,15 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerEstimate:
-    """Attributes:
-    multipliers: that work at the same time, those of scales included.
-    dsps: DSP48 slices of the multipliers that are no look-up tables.
-    luts: look-up tables of narrow multipliers and of adders.
-    block_rams: of 18 kbit, for weights that are read one after the other.
-    interval: cycles until the layer takes the next row.
-    cycles: from a row's first value to its last result.
+    """What one layer takes.
+
+    Attributes:
+        multipliers: that work at the same time, those of scales included.
+        dsps: DSP48 slices of the multipliers that are no look-up tables.
+        luts: look-up tables of narrow multipliers and of adders.
+        block_rams: of 18 kbit, for weights that are read one after the other.
+        interval: cycles until the layer takes the next row.
+        cycles: from a row's first value to its last result.
     """
 
     name: str

@@ -141,8 +141,8 @@ class Hls(Engine):
         emulation, figures = read_json(folder / _EMULATION), read_json(folder / _ESTIMATE)
         widths = (
             f"{emulation['quantized']} of {emulation['layers']} layers multiply the recipe's integers, all else is "
-            f"fixed point of {self.bits} bits; the emulation differs from the graph by {emulation['difference']:.2%} of "
-            "the range of its outputs"
+            f"fixed point of {self.bits} bits; the emulation differs from the graph by {emulation['difference']:.2%} "
+            "of the range of its outputs"
         )
         estimated = (
             f"{ANALYTIC}: {figures['dsps']} DSPs, {figures['luts']} LUTs, {figures['block_rams']} block RAMs, "
@@ -229,8 +229,8 @@ class Hls(Engine):
         difference = float(np.abs(outputs - expected).max()) / scale
         if not difference <= _OVERFLOWED:
             raise EngineError(
-                f"hls differs from the graph by {difference:.0%} of the output range: more than {self.bits} bits explain, "
-                "raise engine.bits"
+                f"hls differs from the graph by {difference:.0%} of the output range: "
+                f"engine.bits={self.bits} is too few"
             )
         return difference
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.core.errors import EngineError
-from hasten.engines.fpga_estimate import Layer
 from hasten.engines.fixed_point import Fixed, exact, levels, reaching
+from hasten.engines.fpga_estimate import Layer
 
 if TYPE_CHECKING:
     import onnx
