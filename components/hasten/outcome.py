@@ -40,7 +40,7 @@ def conclude(session: Session, best: Candidate, *, engine: UntouchedEngine, stop
         baseline=baseline.trial,
         best=best.trial,
         trials=tuple(candidate.trial for candidate in session.candidates),
-        speedup=best.evaluation.speedup or _of_the_baseline(engine),
+        speedup=_speedup(best.evaluation, engine),
         size_ratio=baseline.evaluation.size_bytes / best.evaluation.size_bytes,
         certificate=certificate,
         front=front(session.candidates, session.objective.optimize),
@@ -83,6 +83,10 @@ def _place(evaluation: Evaluation, optimised: Measure) -> tuple[float, float]:
 
 def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one != other and one[0] <= other[0] and one[1] <= other[1]
+
+
+def _speedup(evaluation: Evaluation, engine: UntouchedEngine) -> Mapping[str, Interval]:
+    return evaluation.speedup if evaluation.speedup or evaluation.emulated else _of_the_baseline(engine)
 
 
 def _of_the_baseline(engine: UntouchedEngine) -> dict[str, Interval]:

@@ -181,7 +181,7 @@ class Session:
         best = self.eager_engine(baseline)
         for engine in self.target.engines:
             recipe = self.composer.compose([*UNTOUCHED, f"engine={engine}"])
-            if recipe.identity == self.untouched.identity:
+            if recipe.identity == self.untouched.identity or _emulates(recipe):
                 continue
             if reason := self.inadmissible(recipe):
                 log.warning("%s", reason)
@@ -394,6 +394,10 @@ class Session:
         self.screen.trial(candidate.trial)
         self.tracker.record(candidate.trial, _curves(candidate.finished), _files(self.folder, candidate.trial))
         return candidate
+
+
+def _emulates(recipe: Recipe) -> bool:
+    return bool(locate(recipe.section("engine")["_target_"], "engine").emulates)
 
 
 def _curves(built: Built | None) -> dict[str, dict[str, list[float]]]:

@@ -398,6 +398,19 @@ def _engine(recipe: Recipe, quantized: bool) -> Iterator[str]:
         yield f"threads must be at most target.threads={target.threads}, got {threads} (engine.threads)"
     elif reason := engine.supports(quantized, target):
         yield f"engine={recipe.option('engine')} can't run this recipe: {reason}"
+    elif engine.emulates and (keys := _decided_by_time(recipe.section("objective"))):
+        yield (
+            f"engine={recipe.option('engine')} is emulated here, and its times and memory say nothing about the "
+            f"{target.device}: choose objective=size, got {', '.join(keys)}"
+        )
+
+
+def _decided_by_time(objective: Mapping[str, Any]) -> list[str]:
+    """What the objective wants of the times or the memory of a process."""
+    optimized = objective["optimize"]
+    limits = ("max_latency_ms", "min_throughput", "max_memory_mb", "goal_speedup")
+    found = [f"objective.{key}={objective[key]}" for key in limits if objective[key] is not None]
+    return found if optimized == "size" else [f"objective.optimize={optimized}", *found]
 
 
 def _target(recipe: Recipe) -> Target:

@@ -105,6 +105,8 @@ class Evaluation:
         memory_bytes: peak resident set of the process that serves it.
         flops: of one row, 2 per multiply-add.
         integer_share: share of convolutions and linear layers that run in integers; None for a float candidate.
+        emulated: its engine emulates the device here: times and memory are those of the emulation, nothing is compared
+            by them, and `speedup` is empty.
     """
 
     metric: str
@@ -122,6 +124,7 @@ class Evaluation:
     starved: float = 0.0
     metrics: Mapping[str, Quality] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    emulated: bool = False
 
     @property
     def unchecked(self) -> bool:

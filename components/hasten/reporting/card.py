@@ -200,12 +200,15 @@ def _speed(result: Result, facts: Facts) -> str:
         for each in result.requests
     ]
     rows += [("rows per second", _rows_a_second(before), _rows_a_second(after))]
+    if after.emulated:
+        rows = [(name, value, "emulated") for name, value, _ in rows]
     rows += [
         (name, units.size(old), units.size(new))
         for name, old, new in (
             ("deployable files", before.size_bytes, after.size_bytes),
             ("peak memory of the process that serves it", before.memory_bytes, after.memory_bytes),
         )
+        if not (after.emulated and old is before.memory_bytes)
     ]
     rows += [("parameters", units.count(before.num_parameters), units.count(after.num_parameters))]
     rows += [("FLOP of a row", units.count(before.flops), units.count(after.flops))]

@@ -124,7 +124,8 @@ def _row(trial: Trial, by_number: Mapping[int, Trial], result: Result) -> Row:
     if evaluation is not None:
         ratios = {name: units.ratio(ratio.value) for name, ratio in evaluation.speedup.items()}
         figures |= {name: ratios[name] for name in ("eager", "previous") if name in ratios}
-        figures["latency"] = units.latency_interval(evaluation.latency_ms["p50"])
+        latency = units.latency_interval(evaluation.latency_ms["p50"])
+        figures["latency"] = "emulated" if evaluation.emulated else latency
         figures["quality"] = quality.told(evaluation)
         figures["size"] = units.size(evaluation.size_bytes)
         figures["others"] = "; ".join(map(quality.sentence, quality.others(evaluation)))

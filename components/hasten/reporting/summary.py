@@ -93,7 +93,7 @@ def claim(result: Result) -> str:
         if engine is None or engine.high >= 1:
             return told
         return f"{told} As it is, it runs {units.digits(1 / engine.value)} times as fast in {result.engine_reference}."
-    parts = [_speed_claim(result), _size_claim(result.size_ratio)]
+    parts = [*([_speed_claim(result)] if result.speedup else []), _size_claim(result.size_ratio)]
     if result.optimize == "size":
         parts.reverse()
     if result.optimize == "memory":

@@ -300,7 +300,7 @@ def _cells(trial: Trial, tried_width: int) -> list[Text]:
         return [*what, *(Text("-") for _ in FIGURE_WIDTHS)]
     known = quality.first(evaluation)
     figures = (
-        units.latency_interval(evaluation.latency_ms["p50"]),
+        "emulated" if evaluation.emulated else units.latency_interval(evaluation.latency_ms["p50"]),
         _ratio(evaluation.speedup.get("eager")),
         _ratio(evaluation.speedup.get("previous")),
         UNKNOWN if known is None else known.told(),
@@ -321,7 +321,8 @@ def _trial_line(trial: Trial, trials: dict[int, Trial]) -> str:
         parts.append(f"bottleneck {addressed(trial, trials)}")
     if trial.evaluation is not None:
         evaluation = trial.evaluation
-        parts.append(f"p50 {units.latency_interval(evaluation.latency_ms['p50'])}")
+        latency = units.latency_interval(evaluation.latency_ms["p50"])
+        parts.append("emulated" if evaluation.emulated else f"p50 {latency}")
         names = (("eager", "eager"), ("previous", "best"))
         parts += [f"{_ratio(evaluation.speedup[key])} vs {name}" for key, name in names if key in evaluation.speedup]
         if (known := quality.first(evaluation)) is None:
@@ -358,7 +359,7 @@ def _summary_lines(result: Result) -> list[RenderableType]:
         # The baseline's latency of the session in which the best was measured, so that the two belong together.
         start = after.references_ms.get("eager", before.latency_ms["p50"])
         latencies = (units.latency(each.value) for each in (start, after.latency_ms["p50"]))
-        facts.append(("latency p50", " -> ".join(latencies)))
+        facts.append(("latency p50", "emulated" if after.emulated else " -> ".join(latencies)))
         facts += [(f"p50 of {each.told}", _request(each, result.engine_reference)) for each in result.requests]
         facts.append(("size", f"{units.size(before.size_bytes)} -> {units.size(after.size_bytes)}"))
         facts.append(("memory", f"{units.size(before.memory_bytes)} -> {units.size(after.memory_bytes)}"))

@@ -100,6 +100,7 @@ class Evaluator:
             requests, seconds = alone[NO_REFERENCE], seconds | more
         self._check_memory(first.memory_bytes[latency.CANDIDATE])
         compiled = read_json(built.compiled.folder / "compiled.json")
+        emulated = locate(recipe.section("engine")["_target_"], "engine").emulates
         cost = self._cost(built)
         evaluation = Evaluation(
             metric=name,
@@ -108,8 +109,10 @@ class Evaluator:
             metrics=qualities,
             latency_ms=latency.latency_ms(requests, self.objective.confidence),
             throughput=latency.throughput(first, self.objective.confidence),
-            speedup=dict.fromkeys(itself, Interval(value=1.0, low=1.0, high=1.0)) | self._speedups(pairs),
-            references_ms=self._references_ms(pairs),
+            speedup={}
+            if emulated
+            else dict.fromkeys(itself, Interval(value=1.0, low=1.0, high=1.0)) | self._speedups(pairs),
+            references_ms={} if emulated else self._references_ms(pairs),
             size_bytes=compiled["size_bytes"],
             memory_bytes=first.memory_bytes[latency.CANDIDATE],
             flops=sum(cost.flops.values()),
@@ -117,6 +120,7 @@ class Evaluator:
             integer_share=compiled["integer_share"],
             starved=max(pair.num_starved / pair.num_rounds for pair in pairs.values()),
             notes=tuple(note for entry in built.entries.values() for note in read_notes(entry.folder)),
+            emulated=emulated,
         )
         entries = (*built.entries.values(), outputs_entry)
         return built, evaluation, {entry.key: entry.seconds for entry in entries} | seconds

@@ -48,7 +48,8 @@ def trial_name(trial: Trial) -> str:
 
 def result_name(name: str, result: Result) -> str:
     """`digits: 42.1x`, and what is not proved says so."""
-    return f"{name}: {result.speedup['eager'].value:.1f}x{'' if result.certificate.held else ', not certified'}"
+    factor = f"{result.speedup['eager'].value:.1f}x" if result.speedup else "emulated"
+    return f"{name}: {factor}{'' if result.certificate.held else ', not certified'}"
 
 
 def trial_metrics(trial: Trial) -> dict[str, float]:
@@ -96,11 +97,13 @@ def curve_points(trial: Trial, best: Trial | None) -> dict[str, float]:
     """What the parent's curves get from one iteration: its own latency and quality, and the best so far."""
     figures: dict[str, float] = {}
     if trial.evaluation is not None:
-        figures["trial_latency_p50_ms"] = trial.evaluation.latency_ms["p50"].value
+        if not trial.evaluation.emulated:
+            figures["trial_latency_p50_ms"] = trial.evaluation.latency_ms["p50"].value
         if (quality := trial.evaluation.quality) is not None:
             figures["trial_quality"] = quality
     if best is not None and best.evaluation is not None:
-        figures["best_latency_p50_ms"] = best.evaluation.latency_ms["p50"].value
+        if not best.evaluation.emulated:
+            figures["best_latency_p50_ms"] = best.evaluation.latency_ms["p50"].value
         if (quality := best.evaluation.quality) is not None:
             figures["best_quality"] = quality
         figures["best_size_bytes"] = float(best.evaluation.size_bytes)
@@ -135,7 +138,7 @@ def _evaluation_metrics(evaluation: Evaluation) -> dict[str, float | None]:
         "drop": evaluation.drop.value if evaluation.drop is not None else None,
         "drop_bound": evaluation.drop.bound if evaluation.drop is not None else None,
         "size_bytes": evaluation.size_bytes,
-        "memory_bytes": evaluation.memory_bytes,
+        "memory_bytes": None if evaluation.emulated else evaluation.memory_bytes,
         "flops": evaluation.flops,
         "num_parameters": evaluation.num_parameters,
         "integer_share": evaluation.integer_share,
@@ -143,9 +146,10 @@ def _evaluation_metrics(evaluation: Evaluation) -> dict[str, float | None]:
     for name, quality in evaluation.metrics.items():
         if name != evaluation.metric:
             figures |= _quality(name, quality)
-    figures |= _interval("throughput", evaluation.throughput)
-    for percentile, latency in evaluation.latency_ms.items():
-        figures |= _interval(f"latency_{percentile}_ms", latency)
+    if not evaluation.emulated:
+        figures |= _interval("throughput", evaluation.throughput)
+        for percentile, latency in evaluation.latency_ms.items():
+            figures |= _interval(f"latency_{percentile}_ms", latency)
     for reference, ratio in evaluation.speedup.items():
         figures |= _interval(f"speedup_{reference}", ratio)
     return figures

@@ -36,6 +36,9 @@ class AffineQuantization(TrainedGraphPass):
     instead cost a small CNN on digits 1 to 9 points at 2 bits, because weights that jump between levels move the means;
     estimated anew, it was within a point of its training at 2 to 4 bits.
 
+    For the engine `hls` the ranges of activations are those that fixed point has: from zero up where nothing is
+    negative, else symmetric; an FPGA multiplies any width as it is.
+
     Where both widths are 8 and the engine is ONNX Runtime or OpenVINO, the weights are placed as the integers that the
     engine runs, and the ranges of activations are measured anew on the trained network. All else is simulated: an ONNX
     graph of floats that gives exactly what these widths give.
@@ -77,7 +80,11 @@ class AffineQuantization(TrainedGraphPass):
         check_family(family)
         rows = {name: values[: self.calibration_rows] for name, values in calibration.items()}
         placed = self._placed(family)
-        scheme = _Affine(knobs=self, largest_weight=_largest_weight(family) if placed else None)
+        scheme = _Affine(
+            knobs=self,
+            largest_weight=_largest_weight(family) if placed else None,
+            fixed_point=family == "hls",
+        )
         simulation = simulate(
             scheme,
             graph,
@@ -93,6 +100,11 @@ class AffineQuantization(TrainedGraphPass):
             return simulation.notes
         simulation.write(graph, file)
         inputs = "" if self.activation_bits is None else f" and activations at {self.activation_bits} bits"
+        if family == "hls":
+            return (
+                f"weights at {self.weight_bits} bits{inputs}, which the FPGA multiplies as they are",
+                *simulation.notes,
+            )
         return (
             f"weights at {self.weight_bits} bits{inputs} are simulated in 32-bit floats: no engine here runs these "
             f"widths; {simulation.cost(self.weight_bits, file)}",
@@ -133,10 +145,12 @@ class _Affine:
 
     Attributes:
         largest_weight: integer of the largest weight, where an engine leaves less than its bits allow.
+        fixed_point: whether ranges have to begin at zero or be symmetric.
     """
 
     knobs: AffineQuantization
     largest_weight: int | None
+    fixed_point: bool = False
 
     def weight_quantizer(self, weight: Tensor, axis: int) -> nn.Module:
         from hasten.passes.quantization.fake import affine_quantizer
@@ -167,12 +181,11 @@ class _Affine:
         knobs = self.knobs
         if knobs.activation_bits is None:
             return None
+        symmetric = seen.low < 0 if self.fixed_point else knobs.symmetric
         low, high = seen.range(
-            knobs.activation_ranges, knobs.activation_bits, symmetric=knobs.symmetric, percentile=knobs.percentile
+            knobs.activation_ranges, knobs.activation_bits, symmetric=symmetric, percentile=knobs.percentile
         )
-        return affine_quantizer(
-            low, high, knobs.activation_bits, symmetric=knobs.symmetric, learned=knobs.learned_ranges
-        )
+        return affine_quantizer(low, high, knobs.activation_bits, symmetric=symmetric, learned=knobs.learned_ranges)
 
 
 def _largest_weight(family: str) -> int | None:

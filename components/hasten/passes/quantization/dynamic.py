@@ -28,7 +28,7 @@ class DynamicQuantization(GraphPass):
     """
 
     relieves = ("compute", "memory", "capacity")
-    never_with = ("engine=eager", "engine=inductor", "engine=openvino")
+    never_with = ("engine=eager", "engine=inductor", "engine=openvino", "engine=hls")
     calibration_rows = 0
 
     operators: tuple[Literal["MatMul", "Gemm", "LSTM", "Conv", "Gather"], ...] = ("MatMul", "Gemm", "LSTM")

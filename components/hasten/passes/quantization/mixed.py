@@ -48,6 +48,7 @@ class MixedPrecision(TrainedGraphPass):
     """
 
     relieves = ("compute", "memory", "capacity")
+    never_with = ("engine=hls",)
 
     max_error: Annotated[float, Gt(0)] = 0.1
     calibration_rows: Annotated[int, Ge(1)] = 256

@@ -44,6 +44,7 @@ class StaticQuantization(GraphPass):
     """
 
     relieves = ("compute", "memory", "capacity")
+    never_with = ("engine=hls",)
 
     calibration_rows: Annotated[int, Ge(1)] = 256
     ranges: Method = "minmax"

@@ -41,7 +41,7 @@ class WeightOnlyQuantization(GraphPass):
     """
 
     relieves = ("memory", "capacity")
-    never_with = ("engine=eager", "engine=inductor")
+    never_with = ("engine=eager", "engine=inductor", "engine=hls")
     calibration_rows = 0
 
     bits: Literal[8, 4] = 8
