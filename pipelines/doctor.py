@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hasten.core.construct import construct
 from hasten.core.cuda import cuda_problem, gpus
@@ -86,12 +86,12 @@ def _engine(session: Session, option: str, graph: Graph) -> Finding:
         raise ConfigError(f"{node['_target_']} is no Engine")
     target = session.target
     # What is made for another device is tried all the same: whether it is installed is what is asked.
-    other = "" if target.device in engine.devices else engine.devices[0]
-    if reason := engine.supports(False, replace(target, device=other or target.device)):
+    device: Any = target.device if target.device in engine.devices else engine.devices[0]
+    if reason := engine.supports(False, replace(target, device=device)):
         return Finding(name=option, state="missing", told=reason)
     seconds = try_engine(node, graph, target.threads)
     by = ", ".join(f"{name} {number}" for name, number in libraries(*engine.libraries).items())
-    made_for = f", for target.device={other}" if other else ""
+    made_for = f", for target.device={device}" if device != target.device else ""
     return Finding(name=option, state="ok", told=f"{by}: compiled and right in {seconds:.1f} s{made_for}")
 
 

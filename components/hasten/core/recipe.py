@@ -207,8 +207,9 @@ class Composer:
 
     def _said_by_the_machine(self, config: DictConfig) -> dict[str, Any]:
         """Dotted key -> value of what the target leaves open."""
-        target = OmegaConf.to_container(config.target, resolve=False) if config.target else None
-        if not isinstance(target, dict) or not left_open(target):
+        found = OmegaConf.to_container(config.target, resolve=False) if config.target else None
+        target = {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+        if not left_open(target):
             return {}
         if (known := digest(target)) not in self._described:
             said = from_the_machine(target)
@@ -224,9 +225,11 @@ class Composer:
         for option in self.options("engine"):
             beside = OmegaConf.create({**sections, "target": target, "engine": self._spelt("engine", option)})
             try:
-                yield option, OmegaConf.to_container(beside.engine, resolve=True)
+                node = OmegaConf.to_container(beside.engine, resolve=True)
             except OmegaConfBaseException:
                 continue
+            if isinstance(node, dict):
+                yield option, {str(key): value for key, value in node.items()}
 
     def _left_open(self, final: tuple[str, ...], config: DictConfig) -> Iterator[str]:
         """Keys that the chosen experiment leaves to the user.
