@@ -106,7 +106,8 @@ def _roofline(session: Session) -> list[Finding]:
         return [Finding(name="roofline", state="fails", told=" ".join(str(error).split()))]
     where = "on the GPU" if found.device == "cuda" else f"with {found.threads} thread{'s' * (found.threads > 1)}"
     peaks = ", ".join(f"{name} {units.digits(rate)}" for name, rate in found.peak_gops.items())
-    levels = ", ".join(f"{level} {units.digits(rate)}" for level, rate in found.bandwidth_gbs.items())
+    nearest_first = sorted(found.bandwidth_gbs.items(), key=lambda item: -item[1])
+    levels = ", ".join(f"{level} {units.digits(rate)}" for level, rate in nearest_first)
     told = {
         "arithmetic": f"{peaks} GFLOP/s {where}",
         "bandwidth": f"{levels} GB/s",

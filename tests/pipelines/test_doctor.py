@@ -113,6 +113,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> None:
     from hasten.core.recipe import Composer
 
     monkeypatch.setattr(Composer, "options", lambda self, group: ["absent", "broken", "eager"])
+    monkeypatch.setattr("hasten.stages.roofline.probe", lambda threads, device: roofline(threads))
 
 
 @pytest.fixture

@@ -228,8 +228,8 @@ class Composer:
                 node = OmegaConf.to_container(beside.engine, resolve=True)
             except OmegaConfBaseException:
                 continue
-            assert isinstance(node, dict)
-            yield option, {str(key): value for key, value in node.items()}
+            if isinstance(node, dict):
+                yield option, {str(key): value for key, value in node.items()}
 
     def _left_open(self, final: tuple[str, ...], config: DictConfig) -> Iterator[str]:
         """Keys that the chosen experiment leaves to the user.

@@ -419,8 +419,9 @@ def _roofline_point(group: OperatorGroup) -> tuple[float, float]:
 
 
 def _ending(ending: str, profile: Profile) -> dict[str, float]:
-    """`float32` or `L2` -> rate of the roofs whose names end so."""
-    return {name.removesuffix(ending): rate for name, rate in profile.roofline.items() if name.endswith(ending)}
+    """`float32` or `l2` -> rate of the roofs whose names end so, the highest first."""
+    found = {name.removesuffix(ending): rate for name, rate in profile.roofline.items() if name.endswith(ending)}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _roofs(axes: Axes, profile: Profile, low: float, high: float) -> list[Annotation]:
