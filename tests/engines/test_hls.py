@@ -170,5 +170,5 @@ def test_no_objective_decides_by_the_time_of_an_emulation() -> None:
         check(Composer.of((*recipe, "objective=latency", "objective.max_memory_mb=9")).compose())
     assert refused.value.problems == (
         "engine=hls is emulated here, and its times and memory say nothing about the fpga: choose objective=size, got "
-        "objective.optimize=p50, objective.max_memory_mb=9.0",
+        "objective.optimize=p50, objective.max_memory_mb=9",
     )

@@ -124,9 +124,8 @@ class _Quantizer:
     def exact(self) -> bool:
         """Whether its ends are those of the type."""
         width = self.stored[0].width
-        if self.first == 0:
-            return self.last == 2**width - 1
-        return self.last == 2 ** (width - 1) - 1 and self.first in (-self.last, -self.last - 1)
+        lowest = {0} if self.first == 0 else {-self.last, -self.last - 1}
+        return self.first in lowest and self.last == 2 ** (width - (self.first < 0)) - 1
 
 
 @dataclass
@@ -221,9 +220,9 @@ class _Reader:
         producers = {each.output[0]: each for each in self.model.graph.node}
         clip = producers.get(node.input[0])
         divide = producers.get(clip.input[0]) if clip is not None and clip.op_type == "Clip" else None
-        (multiply, *others) = self.readers.get(node.output[0], [None])
-        known = clip is not None and divide is not None and multiply is not None and not others
-        if not (known and divide.op_type == "Div" and multiply.op_type == "Mul"):
+        readers = self.readers.get(node.output[0], [])
+        multiply = readers[0] if len(readers) == 1 and readers[0].op_type == "Mul" else None
+        if clip is None or divide is None or multiply is None or divide.op_type != "Div":
             raise EngineError(
                 f"hls does not know what is rounded by {node.name}: no quantizer of one step for all values"
             )
@@ -297,7 +296,8 @@ class _Reader:
     def _weight(self, node: onnx.NodeProto) -> NDArray[Any]:
         if node.input[1] not in self.constants:
             raise EngineError(f"hls multiplies by constants, and {node.name} multiplies two activations")
-        return self.constants[node.input[1]]
+        weight: NDArray[Any] = self.constants[node.input[1]]
+        return weight
 
     def _weighted(
         self,
@@ -309,7 +309,7 @@ class _Reader:
         stored: Any,
         out_shape: tuple[int, ...],
     ) -> None:
-        """A layer with weights (C, K), what brings its sums to the scale of their reader, and that reader's rounding."""
+        """A layer with weights (C, K), and what brings its sums to the scale and the type of their reader."""
         weights, weight_type, steps, on_grid = self._weights(rows)
         final, result_type, result_scale, quantized = self._reader_of(output)
         factors = source.scale * steps / result_scale
