@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hasten.core.cuda import cuda_problem
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, Input, Runner, Target
 
@@ -25,6 +26,12 @@ def unavailable(engine: Engine, library: str, target: Target) -> str | None:
         return f"{engine.libraries[0]} is not installed: pip install {wanted}"
     if target.device not in engine.devices:
         return f"{engine.family} runs on {' or '.join(engine.devices)}, target.device is {target.device}"
+    device, place = getattr(engine, "device", None), {"cpu": "cpu", "gpu": "cuda"}.get(target.device)
+    is_reference = engine.family == "eager" and device == target.reference
+    if device and place and device != place and not is_reference:
+        return f"engine.device={device} is not where target.device={target.device} runs, which is {place}"
+    if device == "cuda" and (reason := cuda_problem()):
+        return f"engine.device=cuda can't be had: {reason}"
     threads = getattr(engine, "threads", 1)
     if threads > target.threads:
         return f"engine.threads={threads} is more than target.threads={target.threads} allows"
@@ -34,14 +41,17 @@ def unavailable(engine: Engine, library: str, target: Target) -> str | None:
     return None
 
 
-def check_parity(run: Runner, graph: Graph, engine: str, batch_size: int | None = None) -> None:
+def check_parity(
+    run: Runner, graph: Graph, engine: str, batch_size: int | None = None, tolerance: float = TOLERANCE
+) -> None:
     """Compares a compiled float graph with the reference outputs and, where an axis is dynamic, with eager PyTorch.
 
     Args:
         batch_size: rows per call; None for all at once. Where the reference has fewer, its rows are repeated.
+        tolerance: largest difference that is allowed, as a share of the range of the reference outputs.
 
     Raises:
-        EngineError: the outputs differ by more than `TOLERANCE`, with the figures.
+        EngineError: the outputs differ by more than that, with the figures.
     """
     from safetensors.numpy import load_file
 
@@ -52,22 +62,22 @@ def check_parity(run: Runner, graph: Graph, engine: str, batch_size: int | None 
     order = np.arange(max(rows, size)) % rows
     calls = [order[start : start + size] for start in range(0, len(order), size)]
     outputs = np.concatenate([run(*(values[call] for values in inputs.values())) for call in calls])
-    _compare(outputs, reference["outputs"][order], engine, f"{rows} rows")
+    _compare(outputs, reference["outputs"][order], engine, f"{rows} rows", tolerance)
     if any(each.dynamic for each in graph.signature.inputs):
         shorter = {each.name: _halved(each, inputs[each.name][order[:size]]) for each in graph.signature.inputs}
         expected = _eager_outputs(graph, shorter)
-        _compare(run(*shorter.values()), expected, engine, f"{len(expected)} rows of half the length")
+        _compare(run(*shorter.values()), expected, engine, f"{len(expected)} rows of half the length", tolerance)
 
 
-def _compare(outputs: NDArray[Any], expected: NDArray[Any], engine: str, what: str) -> None:
+def _compare(outputs: NDArray[Any], expected: NDArray[Any], engine: str, what: str, tolerance: float) -> None:
     if outputs.shape != expected.shape:
         raise EngineError(f"{engine} gives outputs of shape {outputs.shape}, eager PyTorch {expected.shape}")
     scale = float(np.ptp(expected)) or float(np.abs(expected).max()) or 1.0
     error = float(np.abs(outputs - expected).max()) / scale
-    if not error <= TOLERANCE:  # NaN is refused, too
+    if not error <= tolerance:  # NaN is refused, too
         raise EngineError(
             f"{engine} differs from eager PyTorch by {error:.2%} of the output range on {what}; "
-            f"{TOLERANCE:.2%} is allowed"
+            f"{tolerance:.2%} is allowed"
         )
 
 

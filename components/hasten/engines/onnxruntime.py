@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from annotated_types import Ge
 from hasten.artefacts.operators import kind
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
-from hasten.engines import stored
-from hasten.engines.checks import check_parity, unavailable
+from hasten.engines import cuda, stored
+from hasten.engines.checks import TOLERANCE, check_parity, unavailable
+from hasten.engines.tensors import read_signature, write_signature
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
 _MODEL = "model.onnx"
 _WARMUP = 3
 _INTEGER_MARKS = ("QLinear", "QGemm", "Integer", "DynamicQuantize")
+_CUDA = "CUDAExecutionProvider"
 _TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
@@ -32,7 +35,10 @@ _TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 class OnnxRuntime(Engine):
     """Runs the ONNX file; the graph is optimised when it is loaded, for the processor that loads it.
 
+    On a GPU the nodes that have no kernel there run on the CPU, and what they read and write is copied in between.
+
     Attributes:
+        device: where it runs, `cpu` or `cuda`; CUDA's first GPU.
         threads: of one request. Several wait for work by spinning, ONNX Runtime's default, which halves the latency of
             a small network on two threads.
         graph_optimization: how far the graph is rewritten. A quantized graph runs in integers from `extended` on.
@@ -40,24 +46,34 @@ class OnnxRuntime(Engine):
     """
 
     family = "onnxruntime"
-    libraries = ("onnxruntime",)
+    libraries = ("onnxruntime", "onnxruntime-gpu")
+    devices = ("cpu", "gpu")
     reads_onnx = True
 
+    device: cuda.DeviceName = "cpu"
     threads: Annotated[int, Ge(1)] = 1
     graph_optimization: Literal["disabled", "basic", "extended", "all"] = "all"
     compressed: bool = False
 
     def supports(self, quantized: bool, target: Target) -> str | None:
-        return unavailable(self, "onnxruntime", target)
+        reason = unavailable(self, "onnxruntime", target)
+        if reason is None and self.device == "cuda" and _CUDA not in _providers():
+            return f"the installed onnxruntime has no {_CUDA}: pip uninstall onnxruntime, pip install onnxruntime-gpu"
+        return reason
 
     def compile(self, graph: Graph, folder: Path) -> None:
         # Not the optimised graph, which is bound to the instructions of this processor.
         stored.store(graph.onnx, folder / _MODEL, self.compressed)
+        if self.device == "cuda":
+            write_signature(graph.signature, folder)
         run = self.load(folder)
         if not graph.quantized:
-            check_parity(run, graph, "onnxruntime")
+            tolerance = cuda.TOLERANCES["float32"] if self.device == "cuda" else TOLERANCE
+            check_parity(run, graph, "onnxruntime", tolerance=tolerance)
 
     def load(self, folder: Path) -> Runner:
+        if self.device == "cuda":
+            return self._on_gpu(folder)
         session = self._session(folder, self._options())
         sources, wanted = _sources(session), [session.get_outputs()[0].name]
 
@@ -67,6 +83,9 @@ class OnnxRuntime(Engine):
             return outputs
 
         return run
+
+    def notes(self, folder: Path) -> tuple[str, ...]:
+        return cuda.notes(read_signature(folder)) if self.device == "cuda" else ()
 
     def integer_share(self, folder: Path) -> float:
         """Of the layers with weights: a product of activations, as in attention, is none of them."""
@@ -82,7 +101,10 @@ class OnnxRuntime(Engine):
         return len(integers) / len(layers) if layers else 0.0
 
     def operators(self, folder: Path, inputs: Sequence[NDArray[Any]], repeats: int) -> Sequence[OperatorTime]:
-        """The nodes of the optimised graph, by ONNX Runtime's profile, whose resolution is a microsecond."""
+        """The nodes of the optimised graph, by ONNX Runtime's profile, whose resolution is a microsecond; on a GPU its
+        kernels and copies, as ONNX Runtime's profile then tells when they were queued."""
+        if self.device == "cuda":
+            return cuda.kernels(self.load(folder), inputs, repeats)
         options = self._options()
         options.enable_profiling = True
         with TemporaryDirectory() as scratch:
@@ -119,14 +141,59 @@ class OnnxRuntime(Engine):
         options.log_severity_level = 3  # errors only
         return options
 
-    def _session(self, folder: Path, options: Any) -> Any:
+    def _on_gpu(self, folder: Path) -> Runner:
         import onnxruntime
 
+        signature = read_signature(folder)
+        lane = cuda.Lane(signature.inputs)
+        session = self._session(folder, self._options(), stream=lane.stream.cuda_stream)
+        output = session.get_outputs()[0].name
+        binding, options = session.io_binding(), onnxruntime.RunOptions()
+        # The copy of the outputs is queued behind the kernels, and only that is waited for.
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+        def calculate(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            for source in signature.inputs:
+                values = rows[source.name]
+                binding.bind_input(
+                    source.name, cuda.DEVICE, 0, np.dtype(source.dtype).type, tuple(values.shape), values.data_ptr()
+                )
+            outputs = lane.outputs((len(values), *signature.output_shape))
+            binding.bind_output(output, cuda.DEVICE, 0, np.float32, tuple(outputs.shape), outputs.data_ptr())
+            session.run_with_iobinding(binding, options)
+            return outputs
+
+        return cuda.runner(lane, calculate)
+
+    def _session(self, folder: Path, options: Any, stream: int = 0) -> Any:
+        """A session on the device.
+
+        Args:
+            stream: address of the CUDA stream that its kernels are queued on; 0 for one of its own.
+
+        Raises:
+            EngineError: ONNX Runtime refused the graph, or can't use the GPU.
+        """
+        import onnxruntime
+
+        settings = {"user_compute_stream": str(stream)} if stream else {}
+        providers = [(_CUDA, settings)] if self.device == "cuda" else []
         try:
             model = stored.read(folder / _MODEL) if self.compressed else str(folder / _MODEL)
-            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(model, options, providers=[*providers, "CPUExecutionProvider"])
         except Exception as error:
             raise EngineError(f"onnxruntime refused the graph: {str(error).strip().partition(chr(10))[0]}") from error
+        if self.device == "cuda" and session.get_providers()[0] != _CUDA:
+            # It only logs why: CUDA's or cuDNN's libraries of another version than it was built for.
+            raise EngineError(f"onnxruntime could not load its {_CUDA}, most often for want of CUDA or cuDNN libraries")
+        return session
+
+
+def _providers() -> Sequence[str]:
+    import onnxruntime
+
+    found: Sequence[str] = onnxruntime.get_available_providers()
+    return found
 
 
 def _layers(graph: Any) -> Iterator[str]:
