@@ -120,7 +120,7 @@ class Worker:
         self._ask("predict", inputs=str(inputs), outputs=str(outputs), batch_size=batch_size)
 
     def memory(self) -> int:
-        """Peak resident set of the worker so far, in bytes."""
+        """Peak resident set of the worker so far and the GPU memory that it holds, in bytes."""
         return int(self._ask("memory"))
 
     def operators(self, folder: Path, inputs: Path, *, repeats: int) -> list[OperatorTime]:

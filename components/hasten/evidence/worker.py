@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core.construct import construct
+from hasten.core.cuda import process_bytes
 from hasten.core.errors import EngineError, HastenError
 from hasten.core.files import write_json
 from hasten.core.interfaces import Engine, Graph, Runner, Signature
@@ -96,13 +97,13 @@ class Server:
         np.save(outputs, np.concatenate(parts))
 
     def memory(self) -> int:
-        """Peak resident set of this process in bytes.
+        """Peak resident set of this process in bytes, and what it holds of a GPU's memory.
 
         Not getrusage's figure: that one starts at the parent's size, because it outlives exec.
         """
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+                return int(line.split()[1]) * 1024 + _gpu_bytes()
         raise EngineError("/proc/self/status has no line VmHWM, the peak resident set")
 
     def operators(self, folder: str, inputs: str, repeats: int) -> list[dict[str, Any]]:
@@ -153,6 +154,18 @@ def _engine(node: Mapping[str, Any]) -> Engine:
     if not isinstance(engine, Engine):
         raise EngineError(f"engine._target_={node['_target_']} is not an Engine")
     return engine
+
+
+def _gpu_bytes() -> int:
+    """GPU memory of this process: context, weights and buffers, of which the engines give none back while they serve.
+
+    As the driver tells it; where it can't tell processes apart (in most containers), the peak of what PyTorch reserved,
+    which holds neither the context nor what another library took. 0 where no GPU is used.
+    """
+    torch = sys.modules.get("torch")  # every engine on a GPU has imported it
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return process_bytes(os.getpid()) or int(torch.cuda.max_memory_reserved())
 
 
 def _starved_ns() -> int:
