@@ -45,6 +45,7 @@ from hasten.core.preflight import check
 from hasten.core.recipe import Composer, Recipe, normalise
 from hasten.core.search import covering
 from hasten.core.trial import BOTTLENECKS, Strategy
+from hasten.engines import checks
 from hasten.planning.bottleneck import check as check_strategies
 from hasten.tasks.classification import Classification
 
@@ -412,7 +413,8 @@ def test_a_strategy_addresses_bottlenecks_that_there_are(option: str) -> None:
 
 
 @pytest.mark.parametrize("option", options("strategy"))
-def test_what_a_strategy_tries_composes_and_makes_sense_somewhere(option: str) -> None:
+def test_what_a_strategy_tries_composes_and_makes_sense_somewhere(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "has_bfloat16", lambda: True)
     composer, strategy = Composer.of(["target.threads=8"]), declared(option)
     edits = covering(strategy)
     if strategy.search and "high" in strategy.search:

@@ -51,6 +51,11 @@ WRONG = [
         "task.metrics.accuracy.maxdrop is no key of task.metrics.accuracy, did you mean 'max_drop'?; it has "
         "higher_is_better, max_drop, relative, by_class",
     ),
+    (
+        ("target.precisions=[float32]", "quantization=static", "engine=openvino"),
+        "quantization=static calculates in int8, which is none of target.precisions=float32",
+    ),
+    (("engine.search_seconds=-1",), "search_seconds must be a number of at least 0, got -1 (engine.search_seconds)"),
     (("task.label_smoothing=1",), "label_smoothing must be a number in [0, 1), got 1 (task.label_smoothing)"),
     (
         ("task=regression", "task.criterion=l3"),

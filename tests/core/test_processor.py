@@ -49,6 +49,15 @@ def test_avx2_alone_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert processor.isa() == ("avx", "avx2", "fma", "sse4_2")
 
 
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_finds_the_instructions_for_bfloat16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flag: str) -> None:
+    _pretend(monkeypatch, tmp_path / "cpuinfo", f"flags\t: fpu avx2 {flag}\n")
+    assert processor.has_bfloat16()
+    _forget()
+    _pretend(monkeypatch, tmp_path / "cpuinfo", "flags\t: fpu avx2 avx512f avx512_vnni\n")
+    assert not processor.has_bfloat16()
+
+
 def test_an_unknown_system_counts_as_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "missing")
     assert processor.isa() == ()

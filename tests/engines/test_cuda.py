@@ -137,12 +137,24 @@ def test_eager_pytorch_gives_the_same_through_the_lane(gpu: Any, reader: Graph, 
     assert Eager().notes(tmp_path) == ()
 
 
+def test_float16_is_for_a_gpu(gpu: Any, reader: Graph, tmp_path: Path) -> None:
+    host = replace(TARGET, device="cpu", reference="cpu")
+    for engine in (Eager(precision="float16"), AotInductor(precision="float16")):
+        assert engine.supports(False, host) == "engine.precision=float16 is for a GPU (engine.device=cuda)"
+    engine = Eager(device="cuda", precision="float16")
+    engine.compile(reader, tmp_path)
+    rows = _texts(3, 10)
+    expected = _eager(reader, rows)
+    error = np.abs(engine.load(tmp_path)(*rows.values()) - expected).max()
+    assert 1e-6 * np.ptp(expected) < error < cuda.TOLERANCES["float16"] * np.ptp(expected)
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate provider 'CPUExecutionProvider'")
 def test_onnx_runtime_gives_the_same_from_bound_memory(
     gpu: Any, reader: Graph, graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime_engine, "_CUDA", "CPUExecutionProvider")
-    engine = OnnxRuntime(device="cuda")
+    engine = OnnxRuntime(device="cuda", static_batch=3)
     for name, source in (("reader", reader), ("graph", graph)):
         (tmp_path / name).mkdir()
         engine.compile(source, tmp_path / name)
@@ -152,7 +164,7 @@ def test_onnx_runtime_gives_the_same_from_bound_memory(
         np.testing.assert_allclose(run(*rows.values()), _eager(reader, rows), rtol=1e-4, atol=1e-5)
     images = np.random.default_rng(0).standard_normal((3, 3, 8, 8), dtype=np.float32)
     np.testing.assert_allclose(run_images(images), _eager(graph, {"input": images}), rtol=1e-4, atol=1e-5)
-    assert "bytes are copied to the GPU" in engine.notes(tmp_path / "graph")[0]
+    assert "bytes are copied to the GPU" in engine.notes(tmp_path / "graph")[-1]
 
 
 def test_onnx_runtime_without_cuda_is_an_engine_error(gpu: Any, graph: Graph, tmp_path: Path) -> None:
@@ -200,7 +212,10 @@ ON_GPU = {
     "eager": Eager(device="cuda"),
     "inductor": AotInductor(device="cuda"),
     "inductor for two rows": AotInductor(device="cuda", static_batch=2),
+    "eager in float16": Eager(device="cuda", precision="float16"),
+    "inductor in bfloat16": AotInductor(device="cuda", precision="bfloat16"),
     "onnxruntime": OnnxRuntime(device="cuda"),
+    "onnxruntime for two rows": OnnxRuntime(device="cuda", static_batch=2),
     "tensorrt": TensorRt(),
     "tensorrt for two rows, recorded": TensorRt(static_batch=2, cuda_graph=True),
     "tensorrt in float16": TensorRt(precision="float16"),

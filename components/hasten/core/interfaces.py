@@ -537,7 +537,8 @@ class Engine(abc.ABC):
     reads_onnx: ClassVar[bool] = False
     """Whether `compile` reads nothing but the ONNX file, signature and reference, so that it takes parts of a graph."""
     tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Setting -> values worth trying on any graph, from which `engine.search_seconds` chooses by measurement."""
+    """Setting -> values worth trying on any graph, from which `engine.search_seconds` chooses by measurement. As in a
+    config, the text `${target.batch_size}` stands for that of the target; what `supports` refuses is left out."""
 
     @abc.abstractmethod
     def supports(self, quantized: bool, target: Target) -> str | None:

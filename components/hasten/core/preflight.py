@@ -161,6 +161,9 @@ def _loose_ends(recipe: Recipe) -> Iterator[str]:
     share = config["quantization"].get("min_integer_share")
     if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
         yield f"min_integer_share must be a number in [0, 1], got {share!r} (quantization.min_integer_share)"
+    seconds = config["engine"].get("search_seconds", 0)
+    if not _fits(seconds, Annotated[float, annotated_types.Ge(0)]):
+        yield f"search_seconds must be a number of at least 0, got {seconds!r} (engine.search_seconds)"
     days = config["store"]["days"]
     if days is not None and days < 0:
         yield f"days must be a number of at least 0 or null, got {days!r} (store.days)"
@@ -328,6 +331,8 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
             continue
         if isinstance(technique, Pass) and (reason := technique.supports(_target(recipe))):
             yield f"{group}={recipe.option(group)} gains nothing on this target: {reason}"
+        if group == "quantization" and isinstance(technique, Pass) and "compute" in technique.relieves:
+            yield from _integers(recipe)
         component = locate(config[group]["_target_"], group)
         for wanted in getattr(component, "requires", ()):
             if not any(chosen.get(name, False) for name in wanted.split("|")):
@@ -338,6 +343,16 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
                 yield f"{group}={recipe.option(group)} can't be combined with {banned}"
     yield from _rows(recipe, chosen)
     yield from _engine(recipe, chosen["quantization"])
+
+
+def _integers(recipe: Recipe) -> Iterator[str]:
+    """Why a quantization that calculates in integers is not for the target."""
+    precisions = _target(recipe).precisions
+    if "int8" not in precisions:
+        yield (
+            f"quantization={recipe.option('quantization')} calculates in int8, which is none of "
+            f"target.precisions={', '.join(precisions)}"
+        )
 
 
 def _rows(recipe: Recipe, chosen: Mapping[str, bool]) -> Iterator[str]:

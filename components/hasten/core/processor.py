@@ -14,6 +14,7 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 _ISA = re.compile(r"(?:avx|amx|asimd|sve).*|sse4_2|fma|f16c|i8mm|bf16")
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
+_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def has_vnni() -> bool:
@@ -22,6 +23,14 @@ def has_vnni() -> bool:
     Other x86 processors add pairs of products in 16 bits, which saturates with 8-bit weights (vpmaddubsw).
     """
     return not _VNNI.isdisjoint(isa())
+
+
+def has_bfloat16() -> bool:
+    """Whether products of bfloat16 numbers are summed by instructions: AVX-512 or AMX BF16, ARM's BF16.
+
+    Other processors turn them into 32-bit floats first, which is slower than to have these from the start.
+    """
+    return not _BFLOAT16.isdisjoint(isa())
 
 
 @cache

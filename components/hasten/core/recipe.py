@@ -279,14 +279,15 @@ class Composer:
         return [str(name) for name in (named[-1] if isinstance(named[-1], list) else named)]
 
     def _check_attempts(self, strategies: Sequence[Strategy]) -> None:
-        """Every edit has to compose: as it is, or at least where all the others' options were chosen before it.
+        """Every edit has to compose: as it is, where all the others' options were chosen before it, or at least with some
+        option of the group whose knob it sets, which the user's recipe may not have.
 
         The loop asks for most of them as they are, so that composing them costs nothing more.
         """
         edits = [(strategy, edit) for strategy in strategies for edit in _covering(strategy)]
         choices = [text for _, edit in edits for text in edit if text.partition("=")[0] in GROUPS]
         for strategy, edit in edits:
-            if self._composes(edit):
+            if self._composes(edit) or self._composes_somewhere(edit):
                 continue
             try:
                 self.compose([*choices, *edit])
@@ -299,6 +300,10 @@ class Composer:
         except ConfigError:
             return False
         return True
+
+    def _composes_somewhere(self, edit: Edit) -> bool:
+        groups = sorted({text.partition(".")[0] for text in edit} & set(GROUPS))
+        return any(self._composes([f"{group}={option}", *edit]) for group in groups for option in self.options(group))
 
     def choices(self, recipe: Recipe) -> dict[str, str]:
         """Group -> the option that a recipe has of it."""

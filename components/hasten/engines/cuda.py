@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from hasten.core.interfaces import Input, OperatorTime, Runner, Signature
+from hasten.engines import checks
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,16 @@ _KINDS = {
 }
 """Part of a kernel's name -> kind of its work, the first that fits: Triton names a fused kernel after all that is in
 it, and cuDNN a convolution after the product of matrices that it is."""
+
+
+def place(device: DeviceName) -> str:
+    """PyTorch's name of an engine's device."""
+    return DEVICE if device == "cuda" else "cpu"
+
+
+def tolerances(device: DeviceName) -> Mapping[str, float]:
+    """Precision -> largest difference from eager PyTorch in float32 on the CPU, for an engine on the device."""
+    return TOLERANCES if device == "cuda" else checks.TOLERANCES
 
 
 class Lane:

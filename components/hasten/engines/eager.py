@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
 from hasten.artefacts.operators import kind
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
-from hasten.engines import cuda, stored
-from hasten.engines.checks import TOLERANCE, check_parity, unavailable
+from hasten.engines import arithmetic, cuda, stored
+from hasten.engines.checks import THREADS, check_parity, unavailable
 from hasten.engines.tensors import read_inputs, read_signature, tensors, write_signature
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
     from torch import nn
 
@@ -35,15 +36,21 @@ class Eager(Engine):
     Attributes:
         device: where it runs, `cpu` or `cuda`; CUDA's first GPU.
         threads: of one request. They belong to the whole process: a call that finds them changed sets them again.
+        precision: of matrix products and convolutions, and of their weights; the rest as autocast decides. float16 is
+            for GPUs.
+        channels_last: images lie with their channels together in memory, as the kernels of most convolutions want them.
         compressed: the weights lie compressed on disk and are unpacked when they are loaded.
     """
 
     family = "eager"
     libraries = ("torch",)
     devices = ("cpu", "gpu", "tpu", "fpga")
+    tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {"threads": THREADS, "channels_last": (False, True)}
 
     device: cuda.DeviceName = "cpu"
     threads: Annotated[int, Ge(1)] = 1
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = False
     compressed: bool = False
 
     def supports(self, quantized: bool, target: Target) -> str | None:
@@ -58,25 +65,23 @@ class Eager(Engine):
             if (graph.module / name).exists():
                 stored.store(graph.module / name, folder / name, self.compressed and name == _WEIGHTS)
         write_signature(graph.signature, folder)
-        tolerance = cuda.TOLERANCES["float32"] if self.device == "cuda" else TOLERANCE
-        check_parity(self.load(folder), graph, "eager", tolerance=tolerance)
+        tolerances = cuda.tolerances(self.device)
+        check_parity(self.load(folder), graph, "eager", precision=self.precision, tolerances=tolerances)
 
     def load(self, folder: Path) -> Runner:
         import torch
 
-        from hasten.artefacts.module import forward
-
         module, sources = self._module(folder), read_inputs(folder)
         if self.device == "cuda":
             module.to(cuda.DEVICE)
-            return cuda.runner(cuda.Lane(sources), lambda rows: forward(module, rows))
+            return cuda.runner(cuda.Lane(sources), partial(self._forward, module))
         threads = self.threads
 
         def run(*inputs: NDArray[Any]) -> NDArray[Any]:
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
             with torch.inference_mode():
-                outputs: NDArray[Any] = forward(module, tensors(sources, inputs)).numpy()
+                outputs: NDArray[Any] = self._forward(module, tensors(sources, inputs)).numpy()
             return outputs.copy()  # a module may return a view of its input or of a buffer
 
         return run
@@ -120,16 +125,23 @@ class Eager(Engine):
         """What is profiled of a request: on a GPU all of it, on a CPU the module alone."""
         import torch
 
-        from hasten.artefacts.module import forward
-
         if self.device == "cuda":
             return partial(self.load(folder), *inputs)
         module, rows = self._module(folder), tensors(read_inputs(folder), inputs)
         torch.set_num_threads(self.threads)
-        return torch.inference_mode()(partial(forward, module, rows))
+        return torch.inference_mode()(partial(self._forward, module, rows))
 
     def _module(self, folder: Path) -> nn.Module:
+        import torch
+
         from hasten.artefacts.module import rebuild
 
         with stored.unpacked(folder, self.compressed) as whole:
-            return rebuild(whole)
+            module = arithmetic.cast(rebuild(whole), self.precision)
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module
+
+    def _forward(self, module: nn.Module, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        from hasten.artefacts.module import forward
+
+        with arithmetic.calculating_in(self.precision, cuda.place(self.device)):
+            return forward(module, arithmetic.laid_out(rows, self.channels_last)).float()

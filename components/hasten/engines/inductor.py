@@ -8,17 +8,18 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, Input, OperatorTime, Runner, Signature, Target
-from hasten.engines import cuda, stored
-from hasten.engines.checks import TOLERANCE, check_parity, unavailable
+from hasten.engines import arithmetic, cuda, stored
+from hasten.engines.checks import THREADS, check_parity, unavailable
 from hasten.engines.tensors import in_parts, read_inputs, read_signature, tensors, write_signature
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class AotInductor(Engine):
             them changed sets them again.
         static_batch: rows per request that the code is compiled for, which saves shape work; other numbers of rows are
             run in parts of that size, the last one filled up. None: any number.
+        precision: of matrix products and convolutions, and of their weights; the rest as autocast decides. float16 is
+            for GPUs.
         compressed: the package lies compressed on disk and is unpacked when it is loaded.
     """
 
@@ -67,10 +70,15 @@ class AotInductor(Engine):
     libraries = ("torch",)
     native_code: ClassVar[bool] = True
     devices = ("cpu", "gpu")
+    tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "threads": THREADS,
+        "static_batch": (None, "${target.batch_size}"),
+    }
 
     device: cuda.DeviceName = "cpu"
     threads: Annotated[int, Ge(1)] = 1
     static_batch: Annotated[int, Ge(1)] | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compressed: bool = False
 
     def supports(self, quantized: bool, target: Target) -> str | None:
@@ -89,19 +97,20 @@ class AotInductor(Engine):
         from hasten.artefacts.capture import quiet
         from hasten.artefacts.module import rebuild
 
+        place, batch = cuda.place(self.device), self.static_batch
         write_signature(graph.signature, folder)
         with TemporaryDirectory(dir=folder) as scratch, self._own_threads(), _environment(scratch), quiet():
             try:
-                module = rebuild(graph.module).to(self._place)
-                program = _exported(module, graph.signature, self.static_batch, self._place)
+                module = arithmetic.cast(rebuild(graph.module), self.precision).to(place)
+                program = _exported(_calculating_in(module, self.precision, place), graph.signature, batch, place)
                 _package(program, Path(scratch, _MODEL), on_gpu=self.device == "cuda")
                 if self.device == "cpu":
                     _package(program, folder / _PROFILED, profiled=True)
             except Exception as error:
                 raise EngineError(f"inductor refused the module: {_first_line(error)}") from error
             stored.store(Path(scratch, _MODEL), folder / _MODEL, self.compressed)
-        tolerance = cuda.TOLERANCES["float32"] if self.device == "cuda" else TOLERANCE
-        check_parity(self.load(folder), graph, "inductor", self.static_batch, tolerance)
+        tolerances = cuda.tolerances(self.device)
+        check_parity(self.load(folder), graph, "inductor", batch, self.precision, tolerances)
 
     def load(self, folder: Path) -> Runner:
         with stored.unpacked(folder, self.compressed) as whole:
@@ -166,11 +175,6 @@ class AotInductor(Engine):
 
         return run_all
 
-    @property
-    def _place(self) -> str:
-        """PyTorch's name of the device."""
-        return cuda.DEVICE if self.device == "cuda" else "cpu"
-
     @contextmanager
     def _own_threads(self) -> Iterator[None]:
         import torch
@@ -181,6 +185,22 @@ class AotInductor(Engine):
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def _calculating_in(module: nn.Module, precision: str, place: str) -> nn.Module:
+    """The module whose `forward` sets the precision itself: one that is set around the export gives wrong code."""
+    if precision == "float32":
+        return module
+    forward = module.forward
+
+    @wraps(forward)
+    def cast(*inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        with arithmetic.calculating_in(precision, place):
+            outputs: torch.Tensor = forward(*inputs, **named)
+        return outputs.float()
+
+    module.forward = cast
+    return module
 
 
 def _exported(module: nn.Module, signature: Signature, batch: int | None, place: str) -> ExportedProgram:

@@ -6,9 +6,10 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge
@@ -17,14 +18,16 @@ from hasten.artefacts.operators import kind
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
 from hasten.engines import cuda, stored
-from hasten.engines.checks import TOLERANCE, check_parity, unavailable
+from hasten.engines.checks import THREADS, check_parity, fused, unavailable
 from hasten.engines.tensors import read_signature, write_signature
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-_MODEL = "model.onnx"
+_MODEL, _WEIGHTS = "model.onnx", "weights.bin"
+_MIN_BYTES = 1024
+"""A smaller tensor stays in the graph, where it may be a shape that the optimisation has to know."""
 _WARMUP = 3
 _INTEGER_MARKS = ("QLinear", "QGemm", "Integer", "DynamicQuantize")
 _CUDA = "CUDAExecutionProvider"
@@ -41,7 +44,10 @@ class OnnxRuntime(Engine):
         device: where it runs, `cpu` or `cuda`; CUDA's first GPU.
         threads: of one request. Several wait for work by spinning, ONNX Runtime's default, which halves the latency of
             a small network on two threads.
+        static_batch: rows per request that the graph is optimised for, which saves shape work; the first request with
+            another number of rows loads it once more, for any. None: for any from the start.
         graph_optimization: how far the graph is rewritten. A quantized graph runs in integers from `extended` on.
+        mapped: the weights lie in a file of their own, which is mapped into memory and not read and parsed.
         compressed: the graph lies compressed on disk and is unpacked when it is loaded.
     """
 
@@ -49,11 +55,21 @@ class OnnxRuntime(Engine):
     libraries = ("onnxruntime", "onnxruntime-gpu")
     devices = ("cpu", "gpu")
     reads_onnx = True
+    tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "threads": THREADS,
+        "static_batch": (None, "${target.batch_size}"),
+        "graph_optimization": ("all", "extended", "basic"),
+    }
 
     device: cuda.DeviceName = "cpu"
     threads: Annotated[int, Ge(1)] = 1
+    static_batch: Annotated[int, Ge(1)] | None = None
     graph_optimization: Literal["disabled", "basic", "extended", "all"] = "all"
+    mapped: bool = False
     compressed: bool = False
+
+    def __post_init__(self) -> None:
+        stored.check_mapped(self.mapped, self.compressed)
 
     def supports(self, quantized: bool, target: Target) -> str | None:
         reason = unavailable(self, "onnxruntime", target)
@@ -63,40 +79,39 @@ class OnnxRuntime(Engine):
 
     def compile(self, graph: Graph, folder: Path) -> None:
         # Not the optimised graph, which is bound to the instructions of this processor.
-        stored.store(graph.onnx, folder / _MODEL, self.compressed)
+        if self.mapped:
+            _split(graph.onnx, folder)
+        else:
+            stored.store(graph.onnx, folder / _MODEL, self.compressed)
         if self.device == "cuda":
             write_signature(graph.signature, folder)
         run = self.load(folder)
         if not graph.quantized:
-            tolerance = cuda.TOLERANCES["float32"] if self.device == "cuda" else TOLERANCE
-            check_parity(run, graph, "onnxruntime", tolerance=tolerance)
+            tolerances = cuda.tolerances(self.device)
+            check_parity(run, graph, "onnxruntime", self.static_batch, tolerances=tolerances)
 
     def load(self, folder: Path) -> Runner:
         if self.device == "cuda":
             return self._on_gpu(folder)
-        session = self._session(folder, self._options())
+        session = self._session(folder, self._options(self.static_batch))
         sources, wanted = _sources(session), [session.get_outputs()[0].name]
 
         def run(*inputs: NDArray[Any]) -> NDArray[Any]:
-            # As fast as an IOBinding within a microsecond, and good for any batch size and several callers at once.
-            outputs: NDArray[Any] = session.run(wanted, _feed(sources, inputs))[0]
+            feed = _feed(sources, inputs)
+            fits = self.static_batch is None or len(inputs[0]) == self.static_batch
+            # As fast as an IOBinding within a microsecond, and good for several callers at once.
+            outputs: NDArray[Any] = (session if fits else any_size()).run(wanted, feed)[0]
             return outputs
+
+        @cache
+        def any_size() -> Any:
+            return self._session(folder, self._options(None))
 
         return run
 
-    def notes(self, folder: Path) -> tuple[str, ...]:
-        return cuda.notes(read_signature(folder)) if self.device == "cuda" else ()
-
     def integer_share(self, folder: Path) -> float:
         """Of the layers with weights: a product of activations, as in attention, is none of them."""
-        import onnx
-
-        options = self._options()
-        with TemporaryDirectory() as scratch:
-            optimised = Path(scratch, _MODEL)
-            options.optimized_model_filepath = str(optimised)
-            self._session(folder, options)
-            layers = list(_layers(onnx.load(optimised).graph))
+        layers = list(_layers(self._optimised(folder)))
         integers = [name for name in layers if any(mark in name for mark in _INTEGER_MARKS)]
         return len(integers) / len(layers) if layers else 0.0
 
@@ -105,7 +120,7 @@ class OnnxRuntime(Engine):
         kernels and copies, as ONNX Runtime's profile then tells when they were queued."""
         if self.device == "cuda":
             return cuda.kernels(self.load(folder), inputs, repeats)
-        options = self._options()
+        options = self._options(self.static_batch if self.static_batch == len(inputs[0]) else None)
         options.enable_profiling = True
         with TemporaryDirectory() as scratch:
             options.profile_file_prefix = str(Path(scratch, "profile"))
@@ -124,7 +139,27 @@ class OnnxRuntime(Engine):
             for (name, operator), times in microseconds.items()
         ]
 
-    def _options(self) -> Any:
+    def notes(self, folder: Path) -> tuple[str, ...]:
+        import onnx
+
+        content = stored.read(folder / _MODEL) if self.compressed else (folder / _MODEL).read_bytes()
+        exported = onnx.load_from_string(content).graph.node
+        copies = cuda.notes(read_signature(folder)) if self.device == "cuda" else ()
+        return (fused("onnxruntime", len(exported), len(self._optimised(folder).node)), *copies)
+
+    def _optimised(self, folder: Path) -> Any:
+        """The graph that runs, as ONNX with operators of ONNX Runtime's own."""
+        import onnx
+
+        options = self._options(self.static_batch)
+        with TemporaryDirectory() as scratch:
+            optimised = Path(scratch, _MODEL)
+            options.optimized_model_filepath = str(optimised)
+            self._session(folder, options)
+            return onnx.load(optimised, load_external_data=False).graph
+
+    def _options(self, batch: int | None) -> Any:
+        """Of a session for exactly `batch` rows, or for any number."""
         import onnxruntime
 
         levels = onnxruntime.GraphOptimizationLevel
@@ -139,6 +174,8 @@ class OnnxRuntime(Engine):
             "all": levels.ORT_ENABLE_ALL,
         }[self.graph_optimization]
         options.log_severity_level = 3  # errors only
+        if batch is not None:
+            options.add_free_dimension_override_by_name("batch", batch)  # as every exported graph calls it
         return options
 
     def _on_gpu(self, folder: Path) -> Runner:
@@ -146,20 +183,29 @@ class OnnxRuntime(Engine):
 
         signature = read_signature(folder)
         lane = cuda.Lane(signature.inputs)
-        session = self._session(folder, self._options(), stream=lane.stream.cuda_stream)
-        output = session.get_outputs()[0].name
-        binding, options = session.io_binding(), onnxruntime.RunOptions()
+        options = onnxruntime.RunOptions()
         # The copy of the outputs is queued behind the kernels, and only that is waited for.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
+        @cache
+        def bound(batch: int | None) -> tuple[Any, Any]:
+            session = self._session(folder, self._options(batch), stream=lane.stream.cuda_stream)
+            return session, session.io_binding()
+
+        bound(self.static_batch)
+
         def calculate(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            (number,) = {len(values) for values in rows.values()}
+            session, binding = bound(number if number == self.static_batch else None)
             for source in signature.inputs:
                 values = rows[source.name]
                 binding.bind_input(
                     source.name, cuda.DEVICE, 0, np.dtype(source.dtype).type, tuple(values.shape), values.data_ptr()
                 )
-            outputs = lane.outputs((len(values), *signature.output_shape))
-            binding.bind_output(output, cuda.DEVICE, 0, np.float32, tuple(outputs.shape), outputs.data_ptr())
+            outputs = lane.outputs((number, *signature.output_shape))
+            binding.bind_output(
+                session.get_outputs()[0].name, cuda.DEVICE, 0, np.float32, tuple(outputs.shape), outputs.data_ptr()
+            )
             session.run_with_iobinding(binding, options)
             return outputs
 
@@ -194,6 +240,20 @@ def _providers() -> Sequence[str]:
 
     found: Sequence[str] = onnxruntime.get_available_providers()
     return found
+
+
+def _split(source: Path, folder: Path) -> None:
+    """Writes the graph with its weights beside it: ONNX Runtime maps such a file into memory (1.32)."""
+    import onnx
+
+    onnx.save_model(
+        onnx.load(source),
+        folder / _MODEL,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=_WEIGHTS,
+        size_threshold=_MIN_BYTES,
+    )
 
 
 def _layers(graph: Any) -> Iterator[str]:

@@ -20,6 +20,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.core.errors import ConfigError
+
 _PACKED, _PLAIN = ".packed.gz", ".gz"
 """Endings of compressed files: as above, and of the file as it was, which hasten 0.1 wrote."""
 _LEVEL = 6
@@ -30,6 +32,14 @@ _MIN_WORDS = 16
 
 _Segments = Sequence[tuple[int, int]]
 """Offset in bytes and number of floats, in order and without overlap."""
+
+
+def check_mapped(mapped: bool, compressed: bool) -> None:
+    """Raises ConfigError where an engine is to map weights into memory that lie compressed."""
+    if mapped and compressed:
+        raise ConfigError(
+            "mapped must be false where the graph lies compressed, got true (engine.mapped, engine.compressed)"
+        )
 
 
 def store(source: Path, file: Path, compressed: bool) -> None:

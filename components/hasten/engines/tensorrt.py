@@ -102,7 +102,7 @@ class TensorRt(Engine):
         (folder / _PLAN).write_bytes(self._plan(self._typed(graph.onnx), graph.signature))
         run = self.load(folder)
         if not graph.quantized:
-            check_parity(run, graph, "tensorrt", self.static_batch, cuda.TOLERANCES[self.precision])
+            check_parity(run, graph, "tensorrt", self.static_batch, self.precision, cuda.TOLERANCES)
 
     def load(self, folder: Path) -> Runner:
         plan, signature = _Plan(folder), read_signature(folder)

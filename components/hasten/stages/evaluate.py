@@ -33,7 +33,7 @@ from hasten.evidence.certificate import Ledger, Reading, certify, no_better_than
 from hasten.evidence.metrics import accuracy
 from hasten.evidence.process import Worker
 from hasten.evidence.quality import compared, no_better_than, quality
-from hasten.evidence.worker import write_inputs
+from hasten.evidence.worker import ENGINE_FILE, write_inputs
 from hasten.hardware.machine import machine_id
 from hasten.stages.build import Built, build, plan
 from hasten.stages.data import metrics, source, task
@@ -168,7 +168,7 @@ class Evaluator:
         """Where a request's time goes on the target, and the bottleneck."""
         from hasten.profiling.bottleneck import profile
 
-        overhead = self._overhead(built.recipe)
+        overhead = self._overhead(read_json(built.compiled.folder / ENGINE_FILE))
         cost = read_cost(built.entries["export"].folder)
         share = evaluation.integer_share or 0.0
         limit = self.objective.max_size_mb
@@ -374,13 +374,12 @@ class Evaluator:
         roofline: dict[str, Any] = read_json(self.store.build(ingredients, make).folder / "roofline.json")
         return roofline
 
-    def _overhead(self, recipe: Recipe) -> dict[str, float]:
-        """What the recipe's engine costs per call and per operator before it calculates anything."""
-        node = dict(recipe.section("engine"))
+    def _overhead(self, node: Mapping[str, Any]) -> dict[str, float]:
+        """What an engine costs per call and per operator before it calculates anything."""
         ingredients = Ingredients(
             stage="overhead",
             config={
-                "engine": node,
+                "engine": dict(node),
                 "threads": self.target.threads,
                 "batch_size": self.target.batch_size,
                 "protocol": asdict(BRIEFLY),
