@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from hasten.core.auto import absent
 from hasten.core.construct import construct, locate
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.files import read_json, write_text
@@ -106,8 +105,6 @@ class Session:
         if strangers := [name for name in recipe.section("target")["engines"] if name not in known]:
             there = ", ".join(known)
             raise ConfigError(f"target.engines: {', '.join(strangers)} is no option of engine; there are {there}")
-        if reason := absent(Target.of(recipe.section("target"))):
-            raise ConfigError(reason)
         return cls(
             composer=composer,
             recipe=recipe,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from hasten.artefacts.capture import write_graph
 from hasten.artefacts.module import build, save
 from hasten.core.interfaces import Columns, Graph, Input, Signature
+from hasten.engines import cuda
 
 SHAPE = (3, 8, 8)
 LENGTH, WORDS = 10, 30
@@ -73,3 +76,26 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     save(folder / "module", arch, module)
     signature = Signature(inputs=inputs, output_shape=(2, 3))
     return write_graph(module, folder / "module", signature, texts(16), folder)
+
+
+class Stream:
+    """A CUDA stream that has done everything at once, and counts how often it was waited for."""
+
+    cuda_stream = 7
+    waits = 0
+
+    def synchronize(self) -> None:
+        Stream.waits += 1
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Stream]:
+    """This machine's memory in the place of a GPU's, and streams that need no GPU."""
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda, "page_locked", cuda.on_device)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(Stream, "waits", 0)
+    return Stream

@@ -291,7 +291,7 @@ def test_a_broken_file_is_an_engine_error(engine: Engine, name: str, graph: Grap
 def test_each_engine_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     for engine, library in ((Eager(), "torch"), (OnnxRuntime(), "onnxruntime"), (OpenVino(), "openvino")):
         assert engine.supports(False, TARGET) is None
-        assert engine.libraries == (library,)
+        assert engine.libraries[0] == library
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, library, None)
             assert engine.supports(False, TARGET) == f"{library} is not installed: pip install {library}"

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from hasten.core.cuda import Gpu
 from hasten.hardware.machine import machine, machine_id
+
+GPU = Gpu(name="NVIDIA H100", memory_bytes=80 * 2**30, driver="550.54", capability=(9, 0))
 
 
 def write(path: Path, text: str) -> None:
@@ -58,6 +61,28 @@ def test_the_id_changes_with_what_decides_timings(root: Path, change: dict[str, 
 def test_the_id_stays_with_what_does_not(root: Path, change: dict[str, object]) -> None:
     here = machine(root)
     assert replace(here, **change).id == here.id  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gpus": ()},
+        {"gpus": (replace(GPU, name="NVIDIA L4"),)},
+        {"gpus": (replace(GPU, driver="560.1"),)},
+        {"gpus": (replace(GPU, capability=(8, 9)),)},
+        {"gpus": (GPU, GPU)},
+        {"visible_gpus": "1"},
+    ],
+)
+def test_the_id_changes_with_the_gpus(root: Path, change: dict[str, object]) -> None:
+    here = replace(machine(root), gpus=(GPU,), visible_gpus=None)
+    assert replace(here, **change).id != here.id  # type: ignore[arg-type]
+    assert json.loads(json.dumps(here.to_dict()))["gpus"][0]["name"] == "NVIDIA H100"
+
+
+def test_without_a_gpu_it_does_not_matter_which_are_visible(root: Path) -> None:
+    here = replace(machine(root), gpus=())
+    assert replace(here, visible_gpus="0").id == here.id
 
 
 def test_this_machine_is_told_the_same_way_twice_and_as_json() -> None:

@@ -118,6 +118,19 @@ def outputs(model: nn.Module, inputs: Columns) -> np.ndarray:
         return model.eval()(torch.tensor(inputs["input"])).numpy()
 
 
+def test_for_tensorrt_eight_bits_are_placed_with_a_sign(linear: Graph, tmp_path: Path) -> None:
+    with pytest.raises(PassError, match=r"no zero points: train without them \(quantization.symmetric=true\)"):
+        AffineQuantization()(linear, rows(64, 6), "tensorrt", tmp_path, Bench(6))
+    AffineQuantization(symmetric=True)(linear, rows(64, 6), "tensorrt", tmp_path, Bench(6))
+    constants = {
+        each.name: numpy_helper.to_array(each) for each in onnx.load(tmp_path / "model.onnx").graph.initializer
+    }
+    (weight,) = (values for values in constants.values() if values.dtype == np.int8 and values.ndim == 2)
+    assert np.abs(weight.astype(int)).max() == 127, "whatever this processor has"
+    expected = rebuild(linear.module)(torch.tensor(rows(64, 6)["input"])).detach().numpy()
+    np.testing.assert_allclose(run(tmp_path / "model.onnx", rows(64, 6)), expected, atol=0.03 * np.ptp(expected))
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (4, True), (16, False)])
 def test_linear_layer_equals_affine_arithmetic_by_hand(

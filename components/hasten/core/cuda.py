@@ -52,6 +52,14 @@ def gpus() -> tuple[Gpu, ...]:
     return _by_nvidia_smi() or _by_proc()
 
 
+def process_bytes(process: int) -> int | None:
+    """GPU memory that a process holds, by the driver; None where the driver does not know a process of that number."""
+    answer = _nvidia_smi("--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
+    pairs = [line.replace(" ", "").split(",") for line in answer.splitlines()]
+    found = [int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] == str(process) and pair[1].isdigit()]
+    return sum(found) * 2**20 if found else None
+
+
 def cuda_problem() -> str | None:
     """Why PyTorch can't calculate on a GPU here; None where it can, as far as can be told without asking it."""
     if not gpus():
@@ -76,14 +84,21 @@ def torch_cuda() -> str | None:
 
 
 def _by_nvidia_smi() -> tuple[Gpu, ...]:
+    return tuple(_gpu(line) for line in _nvidia_smi(*QUERY).splitlines() if line.count(",") == 3)
+
+
+def _nvidia_smi(*arguments: str) -> str:
+    """What nvidia-smi answers; nothing where it is missing or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return ()
+        return ""
     try:
-        done = subprocess.run([program, *QUERY], capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=True)
+        done = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=True
+        )
     except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(_gpu(line) for line in done.stdout.splitlines() if line.count(",") == 3)
+        return ""
+    return done.stdout
 
 
 def _gpu(line: str) -> Gpu:

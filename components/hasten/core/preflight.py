@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import annotated_types
 from pydantic import TypeAdapter, ValidationError
 
+from hasten.core.auto import absent
 from hasten.core.construct import STAGE_KEYS, arguments, construct, locate
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import DataSource, Engine, Pass, Target, Task
@@ -389,6 +390,9 @@ def _rows(recipe: Recipe, chosen: Mapping[str, bool]) -> Iterator[str]:
 
 def _engine(recipe: Recipe, quantized: bool) -> Iterator[str]:
     target = _target(recipe)
+    if reason := absent(target):  # each engine would say it again of itself
+        yield reason
+        return
     engine = construct(recipe.section("engine"), "engine")
     if not isinstance(engine, Engine):
         yield f"engine._target_={recipe.section('engine')['_target_']} is no Engine"

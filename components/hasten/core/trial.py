@@ -102,7 +102,7 @@ class Evaluation:
         starved: share of the timed rounds in which another process had the CPU for part of the time.
         notes: what its stages say of themselves: widths that are simulated, layers that stay float, predicted latency.
         size_bytes: bytes of the deployable files on disk.
-        memory_bytes: peak resident set of the process that serves it.
+        memory_bytes: peak resident set of the process that serves it, and on a GPU the memory that it holds there.
         flops: of one row, 2 per multiply-add.
         integer_share: share of convolutions and linear layers that run in integers; None for a float candidate.
         emulated: its engine emulates the device here: times and memory are those of the emulation, nothing is compared

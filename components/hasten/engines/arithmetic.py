@@ -1,4 +1,4 @@
-"""The number format that PyTorch calculates in on the CPU, and how its tensors lie in memory."""
+"""The number format that PyTorch calculates in, and how its tensors lie in memory."""
 
 from __future__ import annotations
 
@@ -22,22 +22,26 @@ def cast(module: nn.Module, precision: str) -> nn.Module:
     from torch import nn
     from torch.nn.modules.conv import _ConvNd
 
-    if precision == "bfloat16":
+    if precision != "float32":
         for layer in module.modules():
             if isinstance(layer, (nn.Linear, _ConvNd)):
-                layer.to(torch.bfloat16)
+                layer.to(getattr(torch, precision))
     return module
 
 
 @contextmanager
-def calculating_in(precision: str) -> Iterator[None]:
-    """PyTorch's autocast: matrix products and convolutions in the format, what needs the range in 32-bit floats."""
+def calculating_in(precision: str, place: str) -> Iterator[None]:
+    """PyTorch's autocast: matrix products and convolutions in the format, what needs the range in 32-bit floats.
+
+    Args:
+        place: PyTorch's name of the device.
+    """
     import torch
 
     if precision == "float32":
         yield
     else:
-        with torch.autocast("cpu", getattr(torch, precision)):
+        with torch.autocast(place, getattr(torch, precision)):
             yield
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hasten.core.cuda import cuda_problem
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, Input, Runner, Target
 from hasten.core.processor import has_bfloat16
@@ -33,29 +34,42 @@ def unavailable(engine: Engine, library: str, target: Target) -> str | None:
         return f"{engine.libraries[0]} is not installed: pip install {wanted}"
     if target.device not in engine.devices:
         return f"{engine.family} runs on {' or '.join(engine.devices)}, target.device is {target.device}"
+    device, place = getattr(engine, "device", None), {"cpu": "cpu", "gpu": "cuda"}.get(target.device)
+    is_reference = engine.family == "eager" and device == target.reference
+    if device and place and device != place and not is_reference:
+        return f"engine.device={device} is not where target.device={target.device} runs, which is {place}"
+    if device == "cuda" and (reason := cuda_problem()):
+        return f"engine.device=cuda can't be had: {reason}"
     threads = getattr(engine, "threads", 1)
     if threads > target.threads:
         return f"engine.threads={threads} is more than target.threads={target.threads} allows"
     precision = getattr(engine, "precision", "float32")
     if precision not in target.precisions:
         return f"engine.precision={precision} is none of target.precisions={', '.join(target.precisions)}"
+    if precision == "float16" and device == "cpu":
+        return "engine.precision=float16 is for a GPU (engine.device=cuda)"
     if precision == "bfloat16" and target.device == "cpu" and not has_bfloat16():
         return "engine.precision=bfloat16 is slower than float32 on this processor, which has no instructions for it"
     return None
 
 
 def check_parity(
-    run: Runner, graph: Graph, engine: str, batch_size: int | None = None, precision: str = "float32"
+    run: Runner,
+    graph: Graph,
+    engine: str,
+    batch_size: int | None = None,
+    precision: str = "float32",
+    tolerances: Mapping[str, float] = TOLERANCES,
 ) -> None:
     """Compares a compiled float graph with the reference outputs and, where an axis is dynamic, with eager PyTorch.
 
     Args:
         batch_size: rows per call; None for all at once. Where the reference has fewer, its rows are repeated.
-
         precision: that the engine calculates in.
+        tolerances: precision -> largest difference that is allowed, as of `TOLERANCES`.
 
     Raises:
-        EngineError: the outputs differ by more than `TOLERANCES` allow, with the figures.
+        EngineError: the outputs differ by more than the tolerance, with the figures.
     """
     from safetensors.numpy import load_file
 
@@ -66,7 +80,7 @@ def check_parity(
     order = np.arange(max(rows, size)) % rows
     calls = [order[start : start + size] for start in range(0, len(order), size)]
     outputs = np.concatenate([run(*(values[call] for values in inputs.values())) for call in calls])
-    tolerance = TOLERANCES[precision]
+    tolerance = tolerances[precision]
     _compare(outputs, reference["outputs"][order], engine, f"{rows} rows", tolerance)
     if any(each.dynamic for each in graph.signature.inputs):
         shorter = {each.name: _halved(each, inputs[each.name][order[:size]]) for each in graph.signature.inputs}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -14,9 +15,9 @@ from annotated_types import Ge
 from hasten.artefacts.operators import kind
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
-from hasten.engines import arithmetic, stored
+from hasten.engines import arithmetic, cuda, stored
 from hasten.engines.checks import THREADS, check_parity, unavailable
-from hasten.engines.tensors import read_inputs, tensors, write_signature
+from hasten.engines.tensors import read_inputs, read_signature, tensors, write_signature
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +34,10 @@ class Eager(Engine):
     """Runs the rebuilt module in inference mode.
 
     Attributes:
+        device: where it runs, `cpu` or `cuda`; CUDA's first GPU.
         threads: of one request. They belong to the whole process: a call that finds them changed sets them again.
-        precision: of matrix products and convolutions, with bfloat16 weights; the rest as autocast decides.
+        precision: of matrix products and convolutions, and of their weights; the rest as autocast decides. float16 is
+            for GPUs.
         channels_last: images lie with their channels together in memory, as the kernels of most convolutions want them.
         compressed: the weights lie compressed on disk and are unpacked when they are loaded.
     """
@@ -44,8 +47,9 @@ class Eager(Engine):
     devices = ("cpu", "gpu", "tpu", "fpga")
     tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {"threads": THREADS, "channels_last": (False, True)}
 
+    device: cuda.DeviceName = "cpu"
     threads: Annotated[int, Ge(1)] = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = False
     compressed: bool = False
 
@@ -61,12 +65,16 @@ class Eager(Engine):
             if (graph.module / name).exists():
                 stored.store(graph.module / name, folder / name, self.compressed and name == _WEIGHTS)
         write_signature(graph.signature, folder)
-        check_parity(self.load(folder), graph, "eager", precision=self.precision)
+        tolerances = cuda.tolerances(self.device)
+        check_parity(self.load(folder), graph, "eager", precision=self.precision, tolerances=tolerances)
 
     def load(self, folder: Path) -> Runner:
         import torch
 
         module, sources = self._module(folder), read_inputs(folder)
+        if self.device == "cuda":
+            module.to(cuda.DEVICE)
+            return cuda.runner(cuda.Lane(sources), partial(self._forward, module))
         threads = self.threads
 
         def run(*inputs: NDArray[Any]) -> NDArray[Any]:
@@ -78,34 +86,50 @@ class Eager(Engine):
 
         return run
 
+    def notes(self, folder: Path) -> tuple[str, ...]:
+        return cuda.notes(read_signature(folder)) if self.device == "cuda" else ()
+
     def integer_share(self, folder: Path) -> float:
         return 0.0
 
     def operators(self, folder: Path, inputs: Sequence[NDArray[Any]], repeats: int) -> Sequence[OperatorTime]:
-        """The operators that the module itself calls, each with everything below it, summed by name."""
+        """The operators that the module itself calls, each with everything below it, summed by name; on a GPU by the
+        time of their kernels, and the copies to the GPU and back."""
         # Kineto announces each profile on stderr. It reads its level when it is first used.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-        import torch
         from torch.profiler import ProfilerActivity, profile
 
-        module, rows = self._module(folder), tensors(read_inputs(folder), inputs)
-        torch.set_num_threads(self.threads)
-        with torch.inference_mode():
-            for _ in range(_WARMUP):
-                self._forward(module, rows)
-            with profile(activities=[ProfilerActivity.CPU]) as profiled:
-                for _ in range(repeats):
-                    self._forward(module, rows)
+        request, on_gpu = self._request(folder, inputs), self.device == "cuda"
+        for _ in range(_WARMUP):
+            request()
+        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
+            for _ in range(repeats):
+                request()
+        events = profiled.events() or ()
         microseconds: dict[str, list[float]] = defaultdict(list)
-        for event in profiled.events() or ():
+        for event in events:
             if event.cpu_parent is None and event.name.startswith("aten::"):
-                microseconds[event.name].append(event.cpu_time_total)
-        return [
+                microseconds[event.name].append(event.device_time_total if on_gpu else event.cpu_time_total)
+        operators = [
             OperatorTime(
                 name=name, kind=kind(name), milliseconds=sum(times) / 1000 / repeats, calls=len(times) / repeats
             )
             for name, times in microseconds.items()
         ]
+        if not on_gpu:
+            return operators
+        copies = [each for each in cuda.summed(events, repeats) if cuda.is_copy_across(each.name)]
+        return [each for each in operators if each.milliseconds and each.name != "aten::copy_"] + copies
+
+    def _request(self, folder: Path, inputs: Sequence[NDArray[Any]]) -> Callable[[], object]:
+        """What is profiled of a request: on a GPU all of it, on a CPU the module alone."""
+        import torch
+
+        if self.device == "cuda":
+            return partial(self.load(folder), *inputs)
+        module, rows = self._module(folder), tensors(read_inputs(folder), inputs)
+        torch.set_num_threads(self.threads)
+        return torch.inference_mode()(partial(self._forward, module, rows))
 
     def _module(self, folder: Path) -> nn.Module:
         import torch
@@ -121,5 +145,5 @@ class Eager(Engine):
     def _forward(self, module: nn.Module, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
         from hasten.artefacts.module import forward
 
-        with arithmetic.calculating_in(self.precision):
+        with arithmetic.calculating_in(self.precision, cuda.place(self.device)):
             return forward(module, arithmetic.laid_out(rows, self.channels_last)).float()

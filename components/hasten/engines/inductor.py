@@ -1,4 +1,4 @@
-"""PyTorch's own compiler, ahead of time, to native code for this processor."""
+"""PyTorch's own compiler, ahead of time, to native code for this processor or GPU."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from annotated_types import Ge
 
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, Input, OperatorTime, Runner, Signature, Target
-from hasten.engines import arithmetic, stored
+from hasten.engines import arithmetic, cuda, stored
 from hasten.engines.checks import THREADS, check_parity, unavailable
-from hasten.engines.tensors import read_inputs, tensors, write_signature
+from hasten.engines.tensors import in_parts, read_inputs, read_signature, tensors, write_signature
 
 if TYPE_CHECKING:
     import torch
@@ -52,29 +52,33 @@ _KINDS = {
 class AotInductor(Engine):
     """Compiles the module with AOTInductor, weights folded in ("freezing"), to a shared library in a package.
 
-    What it compiled runs on processors with the instructions of this one, under the same version of PyTorch, and
-    loading it executes it: load only packages that you trust.
+    What it compiled runs on processors with the instructions of this one, or on GPUs of this compute capability, under
+    the same version of PyTorch, and loading it executes it: load only packages that you trust.
 
     Attributes:
+        device: what the code is for, `cpu` or `cuda`; CUDA's first GPU.
         threads: of one request, for which the code is generated. They belong to the whole process: a call that finds
             them changed sets them again.
         static_batch: rows per request that the code is compiled for, which saves shape work; other numbers of rows are
             run in parts of that size, the last one filled up. None: any number.
-        precision: of matrix products and convolutions, with bfloat16 weights; the rest as autocast decides.
+        precision: of matrix products and convolutions, and of their weights; the rest as autocast decides. float16 is
+            for GPUs.
         compressed: the package lies compressed on disk and is unpacked when it is loaded.
     """
 
     family = "inductor"
     libraries = ("torch",)
     native_code: ClassVar[bool] = True
+    devices = ("cpu", "gpu")
     tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "threads": THREADS,
         "static_batch": (None, "${target.batch_size}"),
     }
 
+    device: cuda.DeviceName = "cpu"
     threads: Annotated[int, Ge(1)] = 1
     static_batch: Annotated[int, Ge(1)] | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compressed: bool = False
 
     def supports(self, quantized: bool, target: Target) -> str | None:
@@ -82,7 +86,10 @@ class AotInductor(Engine):
             return _QUANTIZED
         if shutil.which(os.environ.get("CXX", "g++")) is None:
             return "inductor needs a C++ compiler (g++ or $CXX): apt-get install g++ or conda install gxx"
-        return unavailable(self, "torch", target)
+        reason = unavailable(self, "torch", target)
+        if reason is None and self.device == "cuda" and find_spec("triton") is None:
+            return "triton, which inductor writes the kernels of a GPU in, is not installed: pip install triton"
+        return reason
 
     def compile(self, graph: Graph, folder: Path) -> None:
         if graph.quantized:
@@ -90,27 +97,36 @@ class AotInductor(Engine):
         from hasten.artefacts.capture import quiet
         from hasten.artefacts.module import rebuild
 
+        place, batch = cuda.place(self.device), self.static_batch
         write_signature(graph.signature, folder)
         with TemporaryDirectory(dir=folder) as scratch, self._own_threads(), _environment(scratch), quiet():
             try:
-                module = arithmetic.cast(rebuild(graph.module), self.precision)
-                program = _exported(_calculating_in(module, self.precision), graph.signature, self.static_batch)
-                _package(program, Path(scratch, _MODEL), profiled=False)
-                _package(program, folder / _PROFILED, profiled=True)
+                module = arithmetic.cast(rebuild(graph.module), self.precision).to(place)
+                program = _exported(_calculating_in(module, self.precision, place), graph.signature, batch, place)
+                _package(program, Path(scratch, _MODEL), on_gpu=self.device == "cuda")
+                if self.device == "cpu":
+                    _package(program, folder / _PROFILED, profiled=True)
             except Exception as error:
                 raise EngineError(f"inductor refused the module: {_first_line(error)}") from error
             stored.store(Path(scratch, _MODEL), folder / _MODEL, self.compressed)
-        check_parity(self.load(folder), graph, "inductor", self.static_batch, self.precision)
+        tolerances = cuda.tolerances(self.device)
+        check_parity(self.load(folder), graph, "inductor", batch, self.precision, tolerances)
 
     def load(self, folder: Path) -> Runner:
         with stored.unpacked(folder, self.compressed) as whole:
             return self._runner(read_inputs(folder), whole / _MODEL)
 
+    def notes(self, folder: Path) -> tuple[str, ...]:
+        return cuda.notes(read_signature(folder)) if self.device == "cuda" else ()
+
     def integer_share(self, folder: Path) -> float:
         return 0.0
 
     def operators(self, folder: Path, inputs: Sequence[NDArray[Any]], repeats: int) -> Sequence[OperatorTime]:
-        """The generated kernels and the library's that they call, summed by name, of a build that marks them."""
+        """The generated kernels and the library's that they call, summed by name: of a build that marks them, or as a
+        GPU ran them, with the copies there and back."""
+        if self.device == "cuda":
+            return cuda.kernels(self.load(folder), inputs, repeats)
         # Kineto announces each profile on stderr. It reads its level when it is first used.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         from torch.profiler import ProfilerActivity, profile
@@ -135,23 +151,29 @@ class AotInductor(Engine):
     def _runner(self, sources: Sequence[Input], package: Path) -> Runner:
         import torch
 
-        model, threads, batch = _loaded(package), self.threads, self.static_batch
+        model, threads = _loaded(package), self.threads
+        if self.device == "cuda":
+            return self._in_parts(sources, cuda.runner(cuda.Lane(sources), lambda rows: _called(model, rows)))
 
         def run(*inputs: NDArray[Any]) -> NDArray[Any]:
-            for source, values in zip(sources, inputs, strict=True):
-                _check_shape(source, values)
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
             with torch.inference_mode():
-                if batch is None or len(inputs[0]) == batch:
-                    return _outputs(model, tensors(sources, inputs))
-                parts = [
-                    _outputs(model, tensors(sources, _filled_up(inputs, start, batch)))
-                    for start in range(0, len(inputs[0]), batch)
-                ]
-            return np.concatenate(parts)[: len(inputs[0])]
+                outputs: NDArray[Any] = _called(model, tensors(sources, inputs)).numpy()
+            return outputs
 
-        return run
+        return self._in_parts(sources, run)
+
+    def _in_parts(self, sources: Sequence[Input], run: Runner) -> Runner:
+        """Checks the shapes of a request and runs it in parts of the number of rows that the code is compiled for."""
+        batch = self.static_batch
+
+        def run_all(*inputs: NDArray[Any]) -> NDArray[Any]:
+            for source, values in zip(sources, inputs, strict=True):
+                _check_shape(source, values)
+            return run(*inputs) if batch is None else in_parts(run, inputs, batch)
+
+        return run_all
 
     @contextmanager
     def _own_threads(self) -> Iterator[None]:
@@ -165,7 +187,7 @@ class AotInductor(Engine):
             torch.set_num_threads(before)
 
 
-def _calculating_in(module: nn.Module, precision: str) -> nn.Module:
+def _calculating_in(module: nn.Module, precision: str, place: str) -> nn.Module:
     """The module whose `forward` sets the precision itself: one that is set around the export gives wrong code."""
     if precision == "float32":
         return module
@@ -173,7 +195,7 @@ def _calculating_in(module: nn.Module, precision: str) -> nn.Module:
 
     @wraps(forward)
     def cast(*inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
-        with arithmetic.calculating_in(precision):
+        with arithmetic.calculating_in(precision, place):
             outputs: torch.Tensor = forward(*inputs, **named)
         return outputs.float()
 
@@ -181,12 +203,13 @@ def _calculating_in(module: nn.Module, precision: str) -> nn.Module:
     return module
 
 
-def _exported(module: nn.Module, signature: Signature, batch: int | None) -> ExportedProgram:
+def _exported(module: nn.Module, signature: Signature, batch: int | None, place: str) -> ExportedProgram:
     import torch
 
     from hasten.artefacts.module import example
 
-    inputs = example(signature.inputs, batch or 2)  # a batch of 1 would be taken for a constant
+    rows = example(signature.inputs, batch or 2)  # a batch of 1 would be taken for a constant
+    inputs = {name: values.to(place) for name, values in rows.items()}
     any_batch = {0: torch.export.Dim("batch")} if batch is None else {}
     shapes = {}
     for each in signature.inputs:
@@ -201,12 +224,15 @@ def _exported(module: nn.Module, signature: Signature, batch: int | None) -> Exp
     )
 
 
-def _package(program: ExportedProgram, file: Path, *, profiled: bool) -> None:
+def _package(program: ExportedProgram, file: Path, *, on_gpu: bool = False, profiled: bool = False) -> None:
     import torch
 
     configs = {
         "freezing": True,
         "cpp.enable_kernel_profile": profiled,
+        # A GPU's kernels are loaded when they are first called, and would otherwise be looked for in files beside the
+        # library, which are gone by then.
+        "aot_inductor.embed_kernel_binary": on_gpu,
         "compile_threads": 1,  # in this process, not in a pool that outlives it
         # Headers are kept for later in the system's temporary folder, 150 MB each.
         "aot_inductor.precompile_headers": False,
@@ -256,14 +282,8 @@ def _check_shape(source: Input, values: NDArray[Any]) -> None:
     raise EngineError(f"the model was compiled for rows of {source.name} of shape {source.shape}, got {sizes}")
 
 
-def _filled_up(inputs: Sequence[NDArray[Any]], start: int, batch: int) -> list[NDArray[Any]]:
-    """Rows from `start` on, with the last one repeated where there are fewer than the batch."""
-    order = np.minimum(np.arange(start, start + batch), len(inputs[0]) - 1)
-    return [values[order] for values in inputs]
-
-
-def _outputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> NDArray[Any]:
-    outputs: NDArray[Any] = (model(*inputs.values()) if len(inputs) == 1 else model(**inputs)).numpy()
+def _called(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    outputs: torch.Tensor = model(*inputs.values()) if len(inputs) == 1 else model(**inputs)
     return outputs
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from annotated_types import Ge
 from hasten.artefacts.operators import kind
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
-from hasten.engines import stored
+from hasten.engines import cuda, stored
 from hasten.engines.checks import THREADS, check_parity, fused, unavailable
+from hasten.engines.tensors import read_signature, write_signature
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
 _MODEL, _WEIGHTS = "model.onnx", "weights.bin"
@@ -28,6 +30,7 @@ _MIN_BYTES = 1024
 """A smaller tensor stays in the graph, where it may be a shape that the optimisation has to know."""
 _WARMUP = 3
 _INTEGER_MARKS = ("QLinear", "QGemm", "Integer", "DynamicQuantize")
+_CUDA = "CUDAExecutionProvider"
 _TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
@@ -35,7 +38,10 @@ _TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 class OnnxRuntime(Engine):
     """Runs the ONNX file; the graph is optimised when it is loaded, for the processor that loads it.
 
+    On a GPU the nodes that have no kernel there run on the CPU, and what they read and write is copied in between.
+
     Attributes:
+        device: where it runs, `cpu` or `cuda`; CUDA's first GPU.
         threads: of one request. Several wait for work by spinning, ONNX Runtime's default, which halves the latency of
             a small network on two threads.
         static_batch: rows per request that the graph is optimised for, which saves shape work; the first request with
@@ -46,7 +52,8 @@ class OnnxRuntime(Engine):
     """
 
     family = "onnxruntime"
-    libraries = ("onnxruntime",)
+    libraries = ("onnxruntime", "onnxruntime-gpu")
+    devices = ("cpu", "gpu")
     reads_onnx = True
     tunable: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "threads": THREADS,
@@ -54,6 +61,7 @@ class OnnxRuntime(Engine):
         "graph_optimization": ("all", "extended", "basic"),
     }
 
+    device: cuda.DeviceName = "cpu"
     threads: Annotated[int, Ge(1)] = 1
     static_batch: Annotated[int, Ge(1)] | None = None
     graph_optimization: Literal["disabled", "basic", "extended", "all"] = "all"
@@ -64,7 +72,10 @@ class OnnxRuntime(Engine):
         stored.check_mapped(self.mapped, self.compressed)
 
     def supports(self, quantized: bool, target: Target) -> str | None:
-        return unavailable(self, "onnxruntime", target)
+        reason = unavailable(self, "onnxruntime", target)
+        if reason is None and self.device == "cuda" and _CUDA not in _providers():
+            return f"the installed onnxruntime has no {_CUDA}: pip uninstall onnxruntime, pip install onnxruntime-gpu"
+        return reason
 
     def compile(self, graph: Graph, folder: Path) -> None:
         # Not the optimised graph, which is bound to the instructions of this processor.
@@ -72,11 +83,16 @@ class OnnxRuntime(Engine):
             _split(graph.onnx, folder)
         else:
             stored.store(graph.onnx, folder / _MODEL, self.compressed)
+        if self.device == "cuda":
+            write_signature(graph.signature, folder)
         run = self.load(folder)
         if not graph.quantized:
-            check_parity(run, graph, "onnxruntime", self.static_batch)
+            tolerances = cuda.tolerances(self.device)
+            check_parity(run, graph, "onnxruntime", self.static_batch, tolerances=tolerances)
 
     def load(self, folder: Path) -> Runner:
+        if self.device == "cuda":
+            return self._on_gpu(folder)
         session = self._session(folder, self._options(self.static_batch))
         sources, wanted = _sources(session), [session.get_outputs()[0].name]
 
@@ -100,7 +116,10 @@ class OnnxRuntime(Engine):
         return len(integers) / len(layers) if layers else 0.0
 
     def operators(self, folder: Path, inputs: Sequence[NDArray[Any]], repeats: int) -> Sequence[OperatorTime]:
-        """The nodes of the optimised graph, by ONNX Runtime's profile, whose resolution is a microsecond."""
+        """The nodes of the optimised graph, by ONNX Runtime's profile, whose resolution is a microsecond; on a GPU its
+        kernels and copies, as ONNX Runtime's profile then tells when they were queued."""
+        if self.device == "cuda":
+            return cuda.kernels(self.load(folder), inputs, repeats)
         options = self._options(self.static_batch if self.static_batch == len(inputs[0]) else None)
         options.enable_profiling = True
         with TemporaryDirectory() as scratch:
@@ -125,7 +144,8 @@ class OnnxRuntime(Engine):
 
         content = stored.read(folder / _MODEL) if self.compressed else (folder / _MODEL).read_bytes()
         exported = onnx.load_from_string(content).graph.node
-        return (fused("onnxruntime", len(exported), len(self._optimised(folder).node)),)
+        copies = cuda.notes(read_signature(folder)) if self.device == "cuda" else ()
+        return (fused("onnxruntime", len(exported), len(self._optimised(folder).node)), *copies)
 
     def _optimised(self, folder: Path) -> Any:
         """The graph that runs, as ONNX with operators of ONNX Runtime's own."""
@@ -158,14 +178,68 @@ class OnnxRuntime(Engine):
             options.add_free_dimension_override_by_name("batch", batch)  # as every exported graph calls it
         return options
 
-    def _session(self, folder: Path, options: Any) -> Any:
+    def _on_gpu(self, folder: Path) -> Runner:
         import onnxruntime
 
+        signature = read_signature(folder)
+        lane = cuda.Lane(signature.inputs)
+        options = onnxruntime.RunOptions()
+        # The copy of the outputs is queued behind the kernels, and only that is waited for.
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+        @cache
+        def bound(batch: int | None) -> tuple[Any, Any]:
+            session = self._session(folder, self._options(batch), stream=lane.stream.cuda_stream)
+            return session, session.io_binding()
+
+        bound(self.static_batch)
+
+        def calculate(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            (number,) = {len(values) for values in rows.values()}
+            session, binding = bound(number if number == self.static_batch else None)
+            for source in signature.inputs:
+                values = rows[source.name]
+                binding.bind_input(
+                    source.name, cuda.DEVICE, 0, np.dtype(source.dtype).type, tuple(values.shape), values.data_ptr()
+                )
+            outputs = lane.outputs((number, *signature.output_shape))
+            binding.bind_output(
+                session.get_outputs()[0].name, cuda.DEVICE, 0, np.float32, tuple(outputs.shape), outputs.data_ptr()
+            )
+            session.run_with_iobinding(binding, options)
+            return outputs
+
+        return cuda.runner(lane, calculate)
+
+    def _session(self, folder: Path, options: Any, stream: int = 0) -> Any:
+        """A session on the device.
+
+        Args:
+            stream: address of the CUDA stream that its kernels are queued on; 0 for one of its own.
+
+        Raises:
+            EngineError: ONNX Runtime refused the graph, or can't use the GPU.
+        """
+        import onnxruntime
+
+        settings = {"user_compute_stream": str(stream)} if stream else {}
+        providers = [(_CUDA, settings)] if self.device == "cuda" else []
         try:
             model = stored.read(folder / _MODEL) if self.compressed else str(folder / _MODEL)
-            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(model, options, providers=[*providers, "CPUExecutionProvider"])
         except Exception as error:
             raise EngineError(f"onnxruntime refused the graph: {str(error).strip().partition(chr(10))[0]}") from error
+        if self.device == "cuda" and session.get_providers()[0] != _CUDA:
+            # It only logs why: CUDA's or cuDNN's libraries of another version than it was built for.
+            raise EngineError(f"onnxruntime could not load its {_CUDA}, most often for want of CUDA or cuDNN libraries")
+        return session
+
+
+def _providers() -> Sequence[str]:
+    import onnxruntime
+
+    found: Sequence[str] = onnxruntime.get_available_providers()
+    return found
 
 
 def _split(source: Path, folder: Path) -> None:

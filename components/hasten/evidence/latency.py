@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil, sqrt
 from pathlib import Path
 from time import monotonic
@@ -34,6 +34,9 @@ from hasten.evidence.worker import write_inputs
 log = logging.getLogger(__name__)
 
 CANDIDATE = "candidate"
+GPU_WARM_UP_SECONDS = 2.0
+"""Of calls before the first round on a GPU, at least. Idle, it clocks down to save power, and it takes longer than a
+processor to clock up again and to find its temperature; in the rounds one participant or another keeps it busy."""
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
 
 Blocks = tuple[tuple[float, ...], ...]
@@ -83,7 +86,7 @@ class Measurement:
 
     Attributes:
         blocks_us: participant (`candidate` and the references' names) -> its blocks, the same rounds for all.
-        memory_bytes: participant -> peak resident set of the process that served it.
+        memory_bytes: participant -> peak resident set of the process that served it, with its share of a GPU's memory.
         batch_size: rows of one call.
         cpus: that all participants ran on.
         environment: variables that every process was given.
@@ -190,6 +193,8 @@ def measure(
         EngineError: an engine raised, crashed or hung, naming its folder.
     """
     assert CANDIDATE not in references
+    if target.device == "gpu":
+        protocol = replace(protocol, warm_up_seconds=max(protocol.warm_up_seconds, GPU_WARM_UP_SECONDS))
     folders = {CANDIDATE: candidate, **references}
     with ExitStack() as stack:
         request = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hasten-"))) / "request.npz"

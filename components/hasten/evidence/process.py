@@ -167,7 +167,8 @@ class Worker:
         self._ask("predict", inputs=str(inputs), outputs=str(outputs), batch_size=batch_size)
 
     def memory(self) -> int:
-        """Peak resident set of the worker so far, in bytes; the sum over it and the processes that work for it."""
+        """Peak resident set of the worker so far and the GPU memory that it holds, in bytes; the sum over it and the
+        processes that work for it."""
         return int(self._ask("memory"))
 
     def trace(self, inputs: Path, *, requests: int) -> list[list[Any]]:

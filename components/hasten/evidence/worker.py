@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core.construct import construct
+from hasten.core.cuda import process_bytes
 from hasten.core.errors import EngineError, HastenError
 from hasten.core.files import write_json
 from hasten.core.interfaces import Engine, Graph, Runner, Signature, Stream
@@ -115,11 +117,11 @@ class Server:
         np.save(outputs, np.concatenate(parts))
 
     def memory(self) -> int:
-        """Peak resident set in bytes, of this process and of those that work for it by now.
+        """Peak resident set in bytes, of this process and of those that work for it by now, and its memory on a GPU.
 
         Pages that several of them share are counted for each.
         """
-        return sum(map(_peak_bytes, _family(os.getpid())))
+        return sum(map(_peak_bytes, _family(os.getpid()))) + _gpu_bytes()
 
     def trace(self, inputs: str, requests: int) -> list[list[Any]]:
         """When which device worked on what, for so many requests in a stream; of a `Stream` that keeps a `trace`."""
@@ -178,6 +180,18 @@ def _engine(node: Mapping[str, Any]) -> Engine:
     if not isinstance(engine, Engine):
         raise EngineError(f"engine._target_={node['_target_']} is not an Engine")
     return engine
+
+
+def _gpu_bytes() -> int:
+    """GPU memory of this process: context, weights and buffers, of which the engines give none back while they serve.
+
+    As the driver tells it; where it can't tell processes apart (in most containers), the peak of what PyTorch reserved,
+    which holds neither the context nor what another library took. 0 where no GPU is used.
+    """
+    torch = sys.modules.get("torch")  # every engine on a GPU has imported it
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return process_bytes(os.getpid()) or int(torch.cuda.max_memory_reserved())
 
 
 def _starved_ns(pid: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hasten.core.cuda import Gpu, gpus
 from hasten.core.processor import isa, model_name
 
 X86 = {
@@ -41,6 +42,9 @@ class Machine:
         l2_bytes: of one core or cluster; None where there is none or it is unknown.
         l3_bytes: as one core sees it; None where there is none or it is unknown.
         memory_bytes: physical memory; None where unknown.
+        gpus: NVIDIA GPUs, in the order of the driver.
+        visible_gpus: those of them that processes started from here may use, as CUDA_VISIBLE_DEVICES says it; None for
+            all.
     """
 
     processor: str
@@ -53,12 +57,17 @@ class Machine:
     system: str
     kernel: str
     python: str
+    gpus: tuple[Gpu, ...] = ()
+    visible_gpus: str | None = None
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits of what decides timings: processor, cores, vector extensions and caches."""
+        """Twelve hexadecimal digits of what decides timings: processor, cores, vector extensions, caches, and where
+        there are GPUs their models, compute capabilities and driver, and which of them may be used."""
         caches = (self.l1d_bytes, self.l2_bytes, self.l3_bytes)
-        decisive = [self.processor, self.logical_cores, self.isa, caches]
+        decisive: list[Any] = [self.processor, self.logical_cores, self.isa, caches]
+        if self.gpus:
+            decisive += [[(gpu.name, gpu.driver, gpu.capability) for gpu in self.gpus], self.visible_gpus]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,6 +92,8 @@ def machine(root: Path = Path("/")) -> Machine:
         system=platform.system(),
         kernel=platform.release(),
         python=platform.python_version(),
+        gpus=gpus(),
+        visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Ge, Interval
 
+from hasten.core.errors import PassError
 from hasten.core.files import read_json
 from hasten.core.interfaces import Bench, Columns, Graph, TrainedGraphPass
 from hasten.core.processor import has_vnni
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
     from hasten.passes.quantization.widths import Simulation
 
-_PLACED = ("onnxruntime", "openvino")
+_SIGNED = "tensorrt"
+"""The engine family whose activations have a sign and no zero point."""
+_PLACED = ("onnxruntime", "openvino", _SIGNED)
 _REDUCED_BITS = 7
 _REFERENCE_ROWS = 8
 
@@ -39,17 +42,17 @@ class AffineQuantization(TrainedGraphPass):
     For the engine `hls` the ranges of activations are those that fixed point has: from zero up where nothing is
     negative, else symmetric; an FPGA multiplies any width as it is.
 
-    Where both widths are 8 and the engine is ONNX Runtime or OpenVINO, the weights are placed as the integers that the
-    engine runs, and the ranges of activations are measured anew on the trained network. All else is simulated: an ONNX
-    graph of floats that gives exactly what these widths give.
+    Where both widths are 8 and the engine is ONNX Runtime, OpenVINO or TensorRT, the weights are placed as the integers
+    that the engine runs, and the ranges of activations are measured anew on the trained network. All else is simulated:
+    an ONNX graph of floats that gives exactly what these widths give.
 
     Attributes:
         weight_bits: of each weight.
         activation_bits: of what goes into each layer; None: only the weights are quantized.
         per_channel: a range for the weights of every output channel instead of one per layer. Without it, placed
             weights are rounded once more, to the range that they have after batch normalization is folded into them.
-        symmetric: ranges of activations with zero in the middle; where integers are placed, only in training. Those of
-            weights always are.
+        symmetric: ranges of activations with zero in the middle; where integers are placed, only in training, and for
+            TensorRT, which has no others, always. Those of weights always are.
         weight_ranges: how they are chosen; see `ranges.Histogram.range`.
         activation_ranges: the same, on the calibration rows.
         percentile: share of the values inside of the range, in percent, where ranges are percentiles.
@@ -80,6 +83,8 @@ class AffineQuantization(TrainedGraphPass):
         check_family(family)
         rows = {name: values[: self.calibration_rows] for name, values in calibration.items()}
         placed = self._placed(family)
+        if placed and family == _SIGNED and not self.symmetric:
+            raise PassError(f"{family} has no zero points: train without them (quantization.symmetric=true)")
         scheme = _Affine(
             knobs=self,
             largest_weight=_largest_weight(family) if placed else None,
@@ -127,14 +132,14 @@ class AffineQuantization(TrainedGraphPass):
                 folder.mkdir()
             save(module, read_json(graph.module / "module.json")["arch"], simulation.model, surgery(graph.module))
             trained = write_graph(simulation.model, module, graph.signature, few, floats)
-            placer(family).place(trained, rows, self._placement(), file)
+            placer(family).place(trained, rows, self._placement(family), file)
 
-    def _placement(self) -> Placement:
+    def _placement(self, family: str) -> Placement:
         return Placement(
             ranges=self.activation_ranges,
             percentile=self.percentile,
             per_channel=self.per_channel,
-            weights="s8" if has_vnni() else "s7",
+            weights="s8" if has_vnni() or family == _SIGNED else "s7",
             keep=self.keep,
         )
 
@@ -190,4 +195,4 @@ class _Affine:
 
 def _largest_weight(family: str) -> int | None:
     """Without VNNI the placers take seven bits, so that 16-bit sums can't saturate."""
-    return None if has_vnni() else {"onnxruntime": 64, "openvino": 63}[family]
+    return None if has_vnni() else {"onnxruntime": 64, "openvino": 63}.get(family)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def place(graph: Graph, rows: Columns, placement: Placement, file: Path) -> None
         PassError: the tool refused the graph, or there is no layer that is to be kept.
     """
     model = onnx.load(graph.onnx)
-    keep = _kept_nodes(graph, model, placement)
+    keep = kept_node_names(graph, model, placement)
     with quiet():
         try:
             model = save_and_reload_model_with_shape_infer(model)
@@ -72,7 +72,18 @@ def outputs(file: Path, rows: Columns) -> NDArray[Any]:
     return np.concatenate([session.run(None, batch)[0] for batch in batches(rows, _ROWS)])
 
 
-def _kept_nodes(graph: Graph, model: onnx.ModelProto, placement: Placement) -> list[str]:
+def exact_outputs(file: Path, rows: Columns) -> NDArray[Any]:
+    """What the graph says as it is written: integers are turned into floats where it says so, and nothing is fused."""
+    session = _session(file.read_bytes(), GraphOptimizationLevel.ORT_DISABLE_ALL)
+    return np.concatenate([session.run(None, batch)[0] for batch in batches(rows, _ROWS)])
+
+
+def kept_node_names(graph: Graph, model: onnx.ModelProto, placement: Placement) -> list[str]:
+    """Names of the nodes of the graph's ONNX model that stay float.
+
+    Raises:
+        PassError: there is no layer that is to be kept, or none of the nodes can be told by its path.
+    """
     if not placement.keep:
         return []
     return kept_nodes(placement.keep, capture(rebuild(graph.module), graph.signature).module(), model)
@@ -84,21 +95,37 @@ def _ranges(model: onnx.ModelProto, rows: Columns, placement: Placement) -> Tens
     Args:
         model: with the types of its activations.
     """
-    values = {each.name: each for each in (*model.graph.input, *model.graph.value_info, *model.graph.output)}
+    values = _values(model)
     touched = {name for node in model.graph.node if node.op_type in QDQRegistry for name in (*node.input, *node.output)}
     floats = [name for name in values if values[name].type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
-    wanted = [name for name in floats if name in touched]
+    ranges = activation_ranges(model, [name for name in floats if name in touched], rows, placement)
+    return TensorsData(CalibrationMethod.MinMax, {name: tuple(map(np.float32, each)) for name, each in ranges.items()})
+
+
+def activation_ranges(
+    model: onnx.ModelProto, wanted: Sequence[str], rows: Columns, placement: Placement
+) -> dict[str, tuple[float, float]]:
+    """The lowest and the highest value to be represented of each of these activations, as the placement estimates it.
+
+    Args:
+        model: float.
+    """
+    values = _values(model)
     observed = onnx.ModelProto()
     observed.CopyFrom(model)
     del observed.graph.output[:]
-    observed.graph.output.extend(values[name] for name in wanted)
+    # ONNX Runtime finds the type of an output that has a name alone.
+    observed.graph.output.extend(values.get(name, onnx.ValueInfoProto(name=name)) for name in wanted)
     session = _session(observed.SerializeToString(), GraphOptimizationLevel.ORT_DISABLE_ALL)
     histograms = {name: Histogram() for name in wanted}
     for batch in batches(rows, _OBSERVED):
         for name, found in zip(wanted, session.run(None, batch), strict=True):
             placement.observe(histograms[name], found)
-    ranges = {name: tuple(map(np.float32, placement.range(each))) for name, each in histograms.items()}
-    return TensorsData(CalibrationMethod.MinMax, ranges)
+    return {name: placement.range(each) for name, each in histograms.items()}
+
+
+def _values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    return {each.name: each for each in (*model.graph.input, *model.graph.value_info, *model.graph.output)}
 
 
 def _session(model: bytes, level: GraphOptimizationLevel) -> InferenceSession:

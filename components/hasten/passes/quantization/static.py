@@ -22,10 +22,11 @@ _SLOWER = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class StaticQuantization(GraphPass):
-    """Unsigned 8-bit activations, 8-bit weights, 32-bit sums.
+    """8-bit activations, 8-bit weights, 32-bit sums.
 
     The quantize/dequantize pairs go where the engine fuses them. OpenVINO fuses what torchao's X86 quantizer annotates;
-    ONNX Runtime fuses what its own tool places, and leaves much of torchao's graph in floats.
+    ONNX Runtime fuses what its own tool places, and leaves much of torchao's graph in floats. TensorRT has signed
+    activations alone, and adds the residual within the convolution where the pair is on the residual.
 
     Attributes:
         calibration_rows: that ranges and errors are measured on, spread evenly over the given ones; all, if there are
@@ -120,8 +121,12 @@ def placer(family: str) -> Any:
         from hasten.passes.quantization import openvino
 
         return openvino
+    if family == "tensorrt":
+        from hasten.passes.quantization import tensorrt
+
+        return tensorrt
     raise PassError(
-        f"quantization=static can be placed for onnxruntime and openvino, not for {family}: "
+        f"quantization=static can be placed for onnxruntime, openvino and tensorrt, not for {family}: "
         "choose engine=onnxruntime or engine=openvino"
     )
 
