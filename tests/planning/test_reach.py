@@ -73,6 +73,7 @@ def _hydra() -> Iterator[None]:
         COMPOSERS["composer"] = Composer.of(["target.threads=2", NAMED])
         yield
     COMPOSERS.clear()
+    edited.cache_clear()
     refusal.cache_clear()
 
 
@@ -143,7 +144,7 @@ class Loop:
         return self.milliseconds[place(recipe)]
 
     def edited(self, parent: int, edit: Edit) -> Recipe:
-        return COMPOSERS["composer"].edited(self.recipes[parent], edit)
+        return edited(self.recipes[parent].overrides, edit)
 
     def same_recipe(self, parent: int, edit: Edit) -> Trial | None:
         identity = self.edited(parent, edit).identity
@@ -160,15 +161,23 @@ class Loop:
 
 
 @functools.cache
+def edited(overrides: Edit, edit: Edit) -> Recipe:
+    return COMPOSERS["composer"].edited(Recipe(overrides=overrides, config={}), edit)
+
+
+@functools.cache
 def refusal(overrides: Edit) -> str | None:
     try:
-        check(COMPOSERS["composer"].edited(Recipe(overrides=overrides, config={}), ()))
+        check(edited(overrides, ()))
     except ConfigError as error:
         return str(error)
     return None
 
 
-@pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
+@pytest.mark.parametrize(
+    "shares",
+    [pytest.param(SHARES[name], id=name, marks=[pytest.mark.slow] * (name != "compute")) for name in SHARES],
+)
 @pytest.mark.parametrize("network", TABLES)
 def test_ends_within_five_percent_of_the_best_of_all(
     network: str, shares: Mapping[str, float], trial: MakeTrial
@@ -182,6 +191,7 @@ def test_ends_within_five_percent_of_the_best_of_all(
     assert len(loop.history) <= 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_also_on_other_machines(seed: int, trial: MakeTrial) -> None:
     """Where each engine, format and thread speeds up by another factor, so that any of them may be the best."""
