@@ -112,8 +112,8 @@ class ExecuTorch(Engine):
             for name, times in milliseconds.items()
         ]
 
-    def program(self, folder: Path, *, traced: bool) -> Any:
-        """The loaded program.
+    def program(self, folder: Path, *, traced: bool) -> tuple[Any, bytes]:
+        """The loaded program, and its bytes, which it reads from as long as it lives.
 
         Raises:
             EngineError: ExecuTorch refused it, or the process has loaded one for other threads.
@@ -130,7 +130,7 @@ class ExecuTorch(Engine):
             portable_lib._unsafe_reset_threadpool(self.threads)
         content = stored.read(folder / _MODEL) if self.compressed else (folder / _MODEL).read_bytes()
         try:
-            return portable_lib._load_for_executorch_from_buffer(content, enable_etdump=traced)
+            return portable_lib._load_for_executorch_from_buffer(content, enable_etdump=traced), content
         except Exception as error:
             raise EngineError(f"executorch refused the program: {_first_line(error)}") from error
 
@@ -167,7 +167,7 @@ class _Runner:
         self._sources = read_inputs(folder)
         self._batch = engine.static_batch
         self._lock = Lock()
-        self._program = engine.program(folder, traced=traced)
+        self._program, self._bytes = engine.program(folder, traced=traced)
         _LOADED.add(self)
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[Any]:
