@@ -114,7 +114,9 @@ class Eager(Engine):
 
         with stored.unpacked(folder, self.compressed) as whole:
             module = arithmetic.cast(rebuild(whole), self.precision)
-        return module.to(memory_format=torch.channels_last) if self.channels_last else module
+        if self.channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return module
 
     def _forward(self, module: nn.Module, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
         from hasten.artefacts.module import forward

@@ -44,11 +44,11 @@ class Compile(Stage):
         )
 
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
-        node, told = recipe.section("engine"), ()
+        node, told = recipe.section("engine"), list[str]()
         graph = self._graph(inputs)
         if node.get(BUDGET):
             found = tuned(node, graph, Target.of(recipe.section("target")), recipe.config["seed"])
-            node, told = found.node, (found.told(),)
+            node, told = found.node, [found.told()]
         with Worker(threads=recipe.config["target"]["threads"]) as worker:
             worker.compile(node, graph, folder)
             share = worker.integer_share(folder) if graph.quantized else None
