@@ -114,7 +114,7 @@ WRONG = [
     (["store", "store.action=prune", "store.days=-1"], ["days must be", "-1", "(store.days)"]),
     (["pruning=null"], ["a group takes the name of an option"]),
     (["~pruning"], ["pruning can't be left out"]),
-    (["target.engines=[eager,tensorrt]"], ["target.engines: tensorrt is no option of engine", "openvino"]),
+    (["target.engines=[eager,toaster]"], ["target.engines: toaster is no option of engine", "openvino"]),
 ]
 
 

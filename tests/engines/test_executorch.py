@@ -101,7 +101,7 @@ def test_a_broken_program_is_an_engine_error(cnn: tuple[Path, Runner], tmp_path:
 @INSTALLED
 @pytest.mark.slow
 def test_works_in_a_process_of_its_own(tmp_path: Path) -> None:
-    assert try_engine({"_target_": "hasten.engines.executorch.ExecuTorch"}, write_tiny(tmp_path), threads=1) > 0
+    assert try_engine({"_target_": "hasten.engines.executorch.ExecuTorch"}, write_tiny(tmp_path), TARGET) > 0
 
 
 def test_refuses_a_quantized_graph(graph: Graph, tmp_path: Path) -> None:

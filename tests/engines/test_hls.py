@@ -124,7 +124,7 @@ def test_multiplies_the_recipes_widths(quantized: Graph, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.usefixtures("_needs_hls4ml")
 def test_a_convolution_agrees_with_eager_pytorch(tmp_path: Path) -> None:
-    assert try_engine({"_target_": "hasten.engines.hls.Hls"}, write_tiny(tmp_path), threads=1) > 0
+    assert try_engine({"_target_": "hasten.engines.hls.Hls"}, write_tiny(tmp_path), TARGET) > 0
 
 
 @pytest.mark.drill

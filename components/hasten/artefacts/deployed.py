@@ -27,7 +27,15 @@ MODEL = "model.json"
 FORMAT = 2
 SCHEDULE = "schedule.json"
 """Beside what several devices compiled: which of them does what, and their engines."""
-BOOK_KEEPING = ("stage.json", "compiled.json", "engine.json", "profiled.pt2", "placement.json", "resume*")
+BOOK_KEEPING = (
+    "stage.json",
+    "compiled.json",
+    "engine.json",
+    "notes.json",
+    "profiled.pt2",
+    "placement.json",
+    "resume*",
+)
 """What lies beside a compiled model in the store and is not deployed."""
 OUR_ENGINES, OUR_MODELS, OUR_TRANSFORMS = "hasten.engines.", "hasten.models.", "hasten.data.transforms."
 

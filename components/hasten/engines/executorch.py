@@ -130,9 +130,11 @@ class ExecuTorch(Engine):
             portable_lib._unsafe_reset_threadpool(self.threads)
         content = stored.read(folder / _MODEL) if self.compressed else (folder / _MODEL).read_bytes()
         try:
-            return portable_lib._load_for_executorch_from_buffer(content, enable_etdump=traced), content
+            loaded = portable_lib._load_for_executorch_from_buffer(content, enable_etdump=traced)
+            loaded.method_meta("forward")  # what is no program is told no earlier than it is asked for a method
         except Exception as error:
             raise EngineError(f"executorch refused the program: {_first_line(error)}") from error
+        return loaded, content
 
     def _lowered(self, graph: Graph) -> tuple[bytes, dict[str, Any]]:
         """The program, and how many operators XNNPACK took and which it left."""
