@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,12 @@ class Lesson(nn.Module):
         """Leaves student and teacher without hooks."""
         for each in self._followed:
             each.close()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lesson:
+        """Whoever moves the lesson to a device moves the teachers, too, though they are none of its modules."""
+        for teacher in self._teachers:
+            teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def _ask(self, inputs: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():

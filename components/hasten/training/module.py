@@ -92,7 +92,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
             (parameter for parameter in self.parameters() if parameter.requires_grad),
             lr=self._settings.lr,
             weight_decay=self._settings.weight_decay,
-            fused=True,
+            fused=self.device.type != "xla",  # for which PyTorch has no fused one
         )
         total_steps = self._settings.epochs * self._steps_per_epoch
         schedule = scheduler(self._settings.schedule, optimizer, self._settings.lr, total_steps)
