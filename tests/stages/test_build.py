@@ -119,6 +119,8 @@ def test_everything_that_trains_and_answers_does_so_on_the_accelerator(
 
     def training(*arguments: Any, accelerator: str, **named: Any) -> Any:
         asked.append((named["what"], accelerator))
+        if named["what"] == "student":  # the last that trains
+            raise InterruptedError
         return fit(*arguments, **named)
 
     def answering(model: torch.nn.Module, rows: Any, batch_size: int, accelerator: str) -> Any:
@@ -128,7 +130,9 @@ def test_everything_that_trains_and_answers_does_so_on_the_accelerator(
     monkeypatch.setattr("hasten.stages.training.fit", training)
     monkeypatch.setattr("hasten.stages.answers.predict", answering)
     typed = ("student=mlp", "student.arch.hidden=[8]", "distillation=soft_labels", "trainer.epochs=1")
-    build(Composer.of([*tiny, *typed, "trainer.accelerator=cuda"]).compose(), Store(tmp_path / "store"), Tools())
+    asked_for = Composer.of([*tiny, *typed, "trainer.accelerator=cuda"]).compose()
+    with pytest.raises(InterruptedError):
+        build(asked_for, Store(tmp_path / "store"), Tools())
     assert asked == [("teacher", "cuda"), ("answers", "cuda"), ("student", "cuda")]
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Rows, Silent
 from hasten.core.sections import TrainingSettings
-from hasten.passes.distillation.features import FeatureMaps
+from hasten.passes.distillation.outputs import OutputMatching
 from hasten.tasks.classification import Classification
 from hasten.training import device
 from hasten.training.checkpoint import CheckpointsOfTpu
@@ -160,13 +160,26 @@ def test_a_checkpoint_of_one_accelerator_is_not_resumed_on_another(tmp_path):
     assert set(counted) == {1}
 
 
-def test_teachers_go_where_the_lesson_goes_and_are_no_part_of_it():
-    teacher = net()
-    loss = FeatureMaps(student_layers=("2",), teacher_layers=("2",))
-    lesson = Lesson(loss, net(), [teacher], {"input": torch.zeros(2, 6)}, 0)
-    lesson.to("meta")
-    assert {value.device.type for value in teacher.state_dict().values()} == {"meta"}
-    assert not [name for name in lesson.state_dict() if not name.startswith("projections.")]
+def test_teachers_are_where_the_student_trains_and_back_afterwards(tmp_path):
+    class Followed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.moves = []
+
+        def to(self, device):
+            self.moves.append(device.type)
+            return super().to(device)
+
+        def forward(self, x):
+            return x[:, :3]
+
+    teacher = Followed().eval()
+    train(tmp_path, "cpu", loss=OutputMatching(), teachers=[teacher])
+    assert teacher.moves == ["cpu", "cpu"]
+    lesson = Lesson(OutputMatching(), net(), [expert := net()], {"input": torch.zeros(2, 6)}, 0)
+    lesson.teach_on(torch.device("meta"))
+    assert {value.device.type for value in expert.state_dict().values()} == {"meta"}
+    assert not lesson.state_dict(), "teachers are no part of it"
 
 
 @pytest.mark.usefixtures("pretended_cuda")
@@ -187,6 +200,7 @@ ON_BOTH = """
 
     sys.path.insert(0, sys.argv[1])
     from test_device import *
+    from hasten.passes.distillation.features import FeatureMaps
 
     class Killed(BaseException):
         pass

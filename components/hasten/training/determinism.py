@@ -68,7 +68,7 @@ def random_state() -> dict[str, Any]:
         "numpy": (str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()
     if XLA in sys.modules:
         state["xla"] = xla().get_rng_state()
