@@ -80,6 +80,8 @@ WRONG = [
     (["seed=abc"], ["seed", "abc"]),
     (["target.threads=0"], ["threads must be an integer of at least 1, got 0 (target.threads)"]),
     (["target.thread=1"], ["target.thread", "did you mean 'target.threads'?"]),
+    (["trainer.accelerator=gpu"], ["accelerator must be one of cpu, cuda, tpu, got 'gpu' (trainer.accelerator)"]),
+    (["run", "trainer.accelerator=tpu"], ["trainer.accelerator=tpu needs torch_xla and a TPU: "]),
     (["trainer.lr=-1"], ["lr must be a number above 0, got -1 (trainer.lr)"]),
     (["objective.max_drop=2"], ["max_drop must be a number in [0, 1), got 2 (objective.max_drop)"]),
     (["planner.max_trials=0"], ["max_trials must be an integer of at least 1, got 0 (planner.max_trials)"]),

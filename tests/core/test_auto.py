@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from hasten import cli
-from hasten.core import auto, cuda, processor
+from hasten.core import auto, cuda, processor, tpu
 from hasten.core.errors import ConfigError
 from hasten.core.groups import conf_folder
 from hasten.core.interfaces import Target
@@ -27,7 +27,7 @@ OPEN: dict[str, Any] = dict.fromkeys(auto.LEFT_OPEN)
 @pytest.fixture(autouse=True)
 def _forgetful() -> Iterator[None]:
     """What is asked of the machine once is asked again by every test."""
-    remembered = (cuda.gpus, cuda.torch_cuda, processor.isa)
+    remembered = (cuda.gpus, cuda.torch_cuda, processor.isa, tpu.num_tpus)
     for asked in remembered:
         asked.cache_clear()
     yield
@@ -106,6 +106,40 @@ class TestAProcessor:
         with pytest.raises(ConfigError, match=rf"^{asked} can't be served: no NVIDIA GPU is seen here[^\n]*$"):
             Session.of([asked, "target.engines=[eager]"], tmp_path)
 
+    def test_refuses_to_train_on_a_gpu_that_is_not_there(self, tmp_path: Path) -> None:
+        wanted = (
+            r"^trainer\.accelerator=cuda needs a GPU that PyTorch can use: no NVIDIA GPU is seen here[^\n]*; "
+            r"trainer\.accelerator=cpu trains on the processor$"
+        )
+        with pytest.raises(ConfigError, match=wanted):
+            Session.of(["trainer.accelerator=cuda"], tmp_path)
+
+
+class TestATpu:
+    @pytest.fixture(autouse=True)
+    def _with_torch_xla(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(tpu, "find_spec", lambda name: name)
+        monkeypatch.setattr(tpu, "PCI", tmp_path)
+
+    def plugged(self, folder: Path, device: str) -> None:
+        folder.mkdir()
+        (folder / "vendor").write_text("0x1ae0\n")
+        (folder / "device").write_text(f"{device}\n")
+
+    def test_is_told_by_the_pci_bus_from_other_cards_of_its_maker(self, tmp_path: Path) -> None:
+        self.plugged(tmp_path / "network", "0x0042")
+        assert (auto.untrainable("tpu") or "").startswith(
+            f"trainer.accelerator=tpu needs torch_xla and a TPU: no TPU is seen here (in {tmp_path}); "
+        )
+        tpu.num_tpus.cache_clear()
+        self.plugged(tmp_path / "v4", "0x005e")
+        assert auto.untrainable("tpu") is None
+
+    def test_is_useless_without_torch_xla(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.plugged(tmp_path / "v4", "0x005e")
+        monkeypatch.setattr(tpu, "find_spec", lambda name: None)
+        assert "torch_xla is not installed (its newest release, 2.9, is for torch 2.9)" in (tpu.tpu_problem() or "")
+
 
 @pytest.mark.usefixtures("with_gpu")
 class TestAGpu:
@@ -129,6 +163,9 @@ class TestAGpu:
     def test_is_useless_to_a_pytorch_without_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cuda, "torch_cuda", lambda: None)
         assert "PyTorch is installed without CUDA" in (cuda.cuda_problem() or "")
+
+    def test_may_train(self) -> None:
+        assert auto.untrainable("cuda") is None
 
     def test_of_an_older_kind_has_no_bfloat16(self) -> None:
         assert cuda.Gpu(name="Tesla V100", capability=(7, 0)).float_formats == ("float32", "float16")

@@ -18,6 +18,8 @@ from hasten.core.store import Store
 from hasten.data.prepare import read
 from hasten.stages.build import Built, build, plan
 from hasten.stages.stage import Tools
+from hasten.training.fit import fit
+from hasten.training.predict import predict
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
@@ -108,6 +110,30 @@ def test_the_teachers_stored_answers_are_those_of_the_rebuilt_teacher(built: Bui
 def test_one_set_of_answers_serves_every_student(tiny: tuple[str, ...], store: Store, built: Built) -> None:
     narrower = plan(recipe(tiny, "student.arch.widths=[4]"), store)
     assert {step.stage.name for step in narrower if step.entry is not None} == {"data", "teacher", "answers"}
+
+
+def test_everything_that_trains_and_answers_does_so_on_the_accelerator(
+    tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def training(*arguments: Any, accelerator: str, **named: Any) -> Any:
+        asked.append((named["what"], accelerator))
+        if named["what"] == "student":  # the last that trains
+            raise InterruptedError
+        return fit(*arguments, **named)
+
+    def answering(model: torch.nn.Module, rows: Any, batch_size: int, accelerator: str) -> Any:
+        asked.append(("answers", accelerator))
+        return predict(model, rows, batch_size)
+
+    monkeypatch.setattr("hasten.stages.training.fit", training)
+    monkeypatch.setattr("hasten.stages.answers.predict", answering)
+    typed = ("student=mlp", "student.arch.hidden=[8]", "distillation=soft_labels", "trainer.epochs=1")
+    asked_for = Composer.of([*tiny, *typed, "trainer.accelerator=cuda"]).compose()
+    with pytest.raises(InterruptedError):
+        build(asked_for, Store(tmp_path / "store"), Tools())
+    assert asked == [("teacher", "cuda"), ("answers", "cuda"), ("student", "cuda")]
 
 
 @pytest.mark.slow

@@ -80,6 +80,7 @@ CHANGES = [
     ("model.arch.widths=[8]", AFTER["teacher"]),
     ("model.training.lr=0.01", AFTER["teacher"]),
     ("trainer.threads=1", AFTER["teacher"]),
+    ("trainer.accelerator=cuda", AFTER["teacher"]),
     ("trainer.epochs=7", AFTER["teacher"]),
     ("student.training.epochs=7", AFTER["student"]),
     ("student.arch.widths=[8]", AFTER["student"]),

@@ -10,6 +10,8 @@ from hasten.core.cuda import cuda_problem, gpus
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Engine, Target
 from hasten.core.processor import float_formats, num_cores
+from hasten.core.sections import Accelerator
+from hasten.core.tpu import tpu_problem
 
 LEFT_OPEN = ("device", "reference", "threads", "precisions", "engines")
 """Keys of a target that are null where the machine is to say them. Every other null has a meaning of its own."""
@@ -69,3 +71,13 @@ def absent(target: Target) -> str | None:
     named = next((key for key, asked in keys.items() if asked), None)
     reason = cuda_problem() if named else None
     return f"{named} can't be served: {reason}; target=auto takes what is here" if reason else None
+
+
+def untrainable(accelerator: Accelerator) -> str | None:
+    """Why nothing can be trained on the accelerator here; None where it may be."""
+    if accelerator == "cpu":
+        return None
+    needs = {"cuda": "a GPU that PyTorch can use", "tpu": "torch_xla and a TPU"}[accelerator]
+    reason = cuda_problem() if accelerator == "cuda" else tpu_problem()
+    remedy = "trainer.accelerator=cpu trains on the processor"
+    return f"trainer.accelerator={accelerator} needs {needs}: {reason}; {remedy}" if reason else None

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import annotated_types
 from pydantic import TypeAdapter, ValidationError
 
-from hasten.core.auto import absent
+from hasten.core.auto import absent, untrainable
 from hasten.core.construct import STAGE_KEYS, arguments, construct, locate
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import DataSource, Engine, Pass, Target, Task
@@ -318,6 +318,8 @@ def needed(wanted: str) -> str:
 
 def _combinations(recipe: Recipe) -> Iterator[str]:
     config = recipe.config
+    if reason := untrainable(config["trainer"]["accelerator"]):
+        yield reason
     chosen = {group: bool(config[group].get("_target_")) for group in ("distillation", "pruning", "quantization")}
     chosen["student"] = bool(config["student"].get("arch"))
     chosen["quantization.training"] = bool((config["quantization"].get("training") or {}).get("epochs"))

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval
 
 Schedule = Literal["one_cycle", "cosine", "linear", "constant"]
+Accelerator = Literal["cpu", "cuda", "tpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +34,18 @@ class TrainingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """Defaults of every stage's training, and the threads of the training process."""
+    """Defaults of every stage's training, and the device and the threads of the training process.
+
+    Attributes:
+        accelerator: the device; the order in which it adds floats is part of the result.
+    """
 
     epochs: Annotated[int, Ge(0)]
     batch_size: Annotated[int, Ge(1)]
     lr: Annotated[float, Gt(0)]
     weight_decay: Annotated[float, Ge(0)]
     threads: Annotated[int, Ge(1)]
+    accelerator: Accelerator = "cpu"
     schedule: Schedule = "one_cycle"
     patience: Annotated[int, Ge(1)] | None = None
     held_out: Annotated[float, Interval(gt=0, lt=1)] = 0.1

@@ -45,7 +45,7 @@ class Answers(Stage):
     def ingredients(self, recipe: Recipe, keys: Mapping[str, str]) -> Ingredients:
         return Ingredients(
             stage="answers",
-            config={"threads": recipe.config["trainer"]["threads"]},
+            config={key: recipe.config["trainer"][key] for key in ("threads", "accelerator")},
             parents={"data": keys["data"], **{name: keys[name] for name in teaching_stages(keys)}},
             sources=sources("hasten.stages.answers"),
             libraries=libraries("torch"),
@@ -53,9 +53,11 @@ class Answers(Stage):
 
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
         rows = read(inputs["data"]).rows("train").inputs
-        with reproducible(recipe.config["seed"], recipe.config["trainer"]["threads"]):
+        threads, accelerator = (recipe.config["trainer"][key] for key in ("threads", "accelerator"))
+        with reproducible(recipe.config["seed"], threads, accelerator):
             models = (rebuild(inputs[name]) for name in teaching_stages(inputs))
-            answers = mean_answer([torch.from_numpy(predict(model, rows, batch_size=_BATCH)) for model in models])
+            given = [predict(model, rows, _BATCH, accelerator) for model in models]
+            answers = mean_answer([torch.from_numpy(outputs) for outputs in given])
         np.save(folder / _OUTPUTS, answers.numpy(), allow_pickle=False)
 
 

@@ -177,6 +177,7 @@ class Evaluator:
             task=task(recipe),
             num_rows=prepared.num_rows["train"],
             threads=recipe.config["trainer"]["threads"],
+            accelerator=recipe.config["trainer"]["accelerator"],
         )
 
     def unfit(self, recipe: Recipe) -> str | None:

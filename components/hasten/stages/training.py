@@ -61,6 +61,7 @@ def training_config(recipe: Recipe, section: str) -> dict[str, Any]:
         "training": asdict(settings) if settings else None,
         "seed": recipe.config["seed"],
         "threads": recipe.config["trainer"]["threads"],
+        "accelerator": recipe.config["trainer"]["accelerator"],
         "task": arguments(recipe.section("task")),
         "augment": recipe.section("data")["augment"],
     }
@@ -160,6 +161,7 @@ class StageBench:
             teachers=teachers,
             seed=self.seed,
             threads=self.recipe.config["trainer"]["threads"],
+            accelerator=self.recipe.config["trainer"]["accelerator"],
             # Of its own, so that a pass that trains in rounds does not begin anew with the first when it was killed in
             # the last.
             folder=self.folder / (f"resume{number}" if number else "resume"),

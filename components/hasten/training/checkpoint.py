@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.utilities.apply_func import move_data_to_device
 from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
 
 from hasten.core.errors import HastenError
 
@@ -45,7 +47,7 @@ class DurableCheckpoints(CheckpointIO):  # type: ignore[misc]
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads tensors and plain data, whatever `weights_only` says.
+        """Reads tensors and plain data, whatever `weights_only` says; onto the CPU, where nothing else is asked for.
 
         Raises:
             HastenError: the file is torn or altered.
@@ -54,11 +56,21 @@ class DurableCheckpoints(CheckpointIO):  # type: ignore[misc]
         if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
             raise HastenError(f"checkpoint {path} is torn: its SHA-256 does not match")
         stream = io.BytesIO(content[_DIGEST_BYTES:])
-        checkpoint: dict[str, Any] = torch.load(stream, map_location=map_location, weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(stream, map_location=map_location or "cpu", weights_only=True)
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+class CheckpointsOfTpu(_WrappingCheckpointIO):  # type: ignore[misc]
+    """Durable checkpoints in the only form that Lightning takes on a TPU; its tensors come to the CPU first."""
+
+    def __init__(self) -> None:
+        super().__init__(DurableCheckpoints())
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        super().save_checkpoint(move_data_to_device(checkpoint, "cpu"), path, storage_options)
 
 
 def newest(folder: Path, identity: str) -> Path | None:

@@ -10,14 +10,22 @@ from torch import nn
 
 from hasten.artefacts.module import forward
 from hasten.core.interfaces import Rows, Task
-from hasten.core.sections import TrainingSettings
+from hasten.core.sections import Accelerator, TrainingSettings
 from hasten.training.determinism import reproducible
+from hasten.training.device import device_of, finish
 
 STEPS = 3
 
 
 def training_seconds(
-    model: nn.Module, rows: Rows, settings: TrainingSettings, *, task: Task, num_rows: int, threads: int
+    model: nn.Module,
+    rows: Rows,
+    settings: TrainingSettings,
+    *,
+    task: Task,
+    num_rows: int,
+    threads: int,
+    accelerator: Accelerator = "cpu",
 ) -> float:
     """Expected seconds of `fit`, from the fastest of a few forward and backward passes on a copy of the model.
 
@@ -25,14 +33,15 @@ def training_seconds(
         rows: at least a batch of them, where there are so many.
         num_rows: that `fit` will train on.
     """
-    batch_size = min(settings.batch_size, len(rows))
-    inputs = {name: torch.from_numpy(values[:batch_size]) for name, values in rows.inputs.items()}
-    targets = torch.from_numpy(rows.targets[:batch_size])
-    trial = copy.deepcopy(model).train()
+    batch_size, device = min(settings.batch_size, len(rows)), device_of(accelerator)
+    inputs = {name: torch.from_numpy(values[:batch_size]).to(device) for name, values in rows.inputs.items()}
+    targets = torch.from_numpy(rows.targets[:batch_size]).to(device)
+    trial = copy.deepcopy(model).train().to(device)
     seconds = []
-    with reproducible(0, threads):
+    with reproducible(0, threads, accelerator):
         for _ in range(STEPS):
             start = time.perf_counter()
             torch.autograd.backward(task.loss(forward(trial, inputs), targets))
+            finish(accelerator)
             seconds.append(time.perf_counter() - start)
     return min(seconds) * settings.epochs * (num_rows // batch_size)

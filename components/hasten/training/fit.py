@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader
 
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Distillation, Progress, Rows, Task
-from hasten.core.sections import TrainingSettings
+from hasten.core.sections import Accelerator, TrainingSettings
 from hasten.training.determinism import reproducible
+from hasten.training.device import LIGHTNING
 from hasten.training.sampler import Batches, ResumableBatches, as_is
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def fit(
     task: Task,
     seed: int,
     threads: int,
+    accelerator: Accelerator = "cpu",
     folder: Path,
     checkpoint_seconds: float,
     progress: Progress,
@@ -66,7 +68,7 @@ def fit(
     teachers: Sequence[nn.Module] = (),
     augment: Sequence[Augment] = (),
 ) -> Fitted:
-    """Trains a copy of a model on the CPU: AdamW (Loshchilov and Hutter 2019), with a schedule of `training.schedule`.
+    """Trains a copy of a model: AdamW (Loshchilov and Hutter 2019), with a schedule of `training.schedule`.
 
     A training that was killed and is started again with the same arguments goes on from its last checkpoint and ends
     with the same weights and curves, bit for bit, as one that was left alone. A last partial batch is left out; where
@@ -76,6 +78,7 @@ def fit(
         seed: of the order of batches, of whatever the model draws, of the rows that are held out and of what a
             distillation learns beside the model; the generators are left as they were.
         threads: of torch's kernels while training.
+        accelerator: that trains; model and teachers are on the CPU before and after.
         folder: for checkpoints of this training; the caller deletes it when the result is safe.
         checkpoint_seconds: between checkpoints.
         what: is trained, as the progress and errors call it.
@@ -86,8 +89,8 @@ def fit(
         augment: changes the inputs of every batch at random.
 
     Raises:
-        PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, or there
-            is no row to hold out.
+        PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, there is
+            no row to hold out, or the accelerator can't calculate the same twice.
         ConfigError: the distillation names a layer that there is not.
         ValueError: a distillation loss without a teacher or the other way round, or stored outputs of a teacher that
             can't be its answers: for rows that are changed at random, of another number, or where layers are compared.
@@ -97,7 +100,7 @@ def fit(
     if settings.epochs == 0:
         return Fitted(model=student.eval(), curves={})
     student.train()  # Lightning keeps each module's mode, and what was rebuilt or pruned comes in eval mode
-    with _quiet(), reproducible(seed, threads), _lesson(loss, student, teachers, rows, seed) as lesson:
+    with _quiet(), reproducible(seed, threads, accelerator), _lesson(loss, student, teachers, rows, seed) as lesson:
         from hasten.training.held_out import HeldOut
         from hasten.training.module import Learner, ProgressOfSteps
 
@@ -118,7 +121,7 @@ def fit(
             identity=_identity(
                 [student, *teachers, *([] if lesson is None else [lesson])],
                 data,
-                [asdict(settings), seed, threads, repr(loss), repr(task), repr(augment)],
+                [asdict(settings), seed, threads, accelerator, repr(loss), repr(task), repr(augment)],
             ),
             what=what,
             key=key,
@@ -130,7 +133,7 @@ def fit(
                 judge, batch_size=batch_size, steps_per_epoch=steps_per_epoch, patience=settings.patience
             )
             callbacks.append(held_out)
-        trainer = _trainer(settings.epochs, folder, checkpoint_seconds, callbacks)
+        trainer = _trainer(accelerator, settings.epochs, folder, checkpoint_seconds, callbacks)
         loader = DataLoader(
             train,
             batch_sampler=ResumableBatches(len(train), batch_size, seed, lambda: _position(trainer, steps_per_epoch)),
@@ -138,10 +141,11 @@ def fit(
             # Its own, because a loader draws a number from the global one whenever it is iterated.
             generator=torch.Generator(),
         )
-        _run(trainer, learner, loader, folder, f"{what}: raise {key}.batch_size (now {settings.batch_size})")
+        remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
+        _run(trainer, learner, loader, folder, accelerator=accelerator, remedy=remedy)
         if held_out is not None:
             held_out.restore(student)
-    return Fitted(model=student.eval(), curves=learner.curves)
+    return Fitted(model=student.cpu().eval(), curves=learner.curves)
 
 
 def _check_teaching(
@@ -210,12 +214,18 @@ def _identity(models: Sequence[nn.Module], data: Batches, knobs: list[Any]) -> s
     return digest.hexdigest()
 
 
-def _trainer(epochs: int, folder: Path, checkpoint_seconds: float, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+def _trainer(
+    accelerator: Accelerator,
+    epochs: int,
+    folder: Path,
+    checkpoint_seconds: float,
+    callbacks: Sequence[pl.Callback],
+) -> pl.Trainer:
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
-    from hasten.training.checkpoint import KEPT, DurableCheckpoints
+    from hasten.training.checkpoint import KEPT, CheckpointsOfTpu, DurableCheckpoints
     from hasten.training.module import RandomState
 
     checkpoints = ModelCheckpoint(
@@ -228,12 +238,12 @@ def _trainer(epochs: int, folder: Path, checkpoint_seconds: float, callbacks: Se
         enable_version_counter=False,
     )
     return pl.Trainer(
-        accelerator="cpu",
+        accelerator=LIGHTNING[accelerator],
         devices=1,
         max_epochs=epochs,
         callbacks=[RandomState(), *callbacks, checkpoints],
         # Named, so that a SLURM or torchrun environment round the process is not taken for a cluster to join.
-        plugins=[LightningEnvironment(), DurableCheckpoints()],
+        plugins=[LightningEnvironment(), CheckpointsOfTpu() if accelerator == "tpu" else DurableCheckpoints()],
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
@@ -242,7 +252,15 @@ def _trainer(epochs: int, folder: Path, checkpoint_seconds: float, callbacks: Se
     )
 
 
-def _run(trainer: pl.Trainer, learner: Learner, loader: DataLoader[Any], folder: Path, remedy: str) -> None:
+def _run(
+    trainer: pl.Trainer,
+    learner: Learner,
+    loader: DataLoader[Any],
+    folder: Path,
+    *,
+    accelerator: Accelerator,
+    remedy: str,
+) -> None:
     from hasten.training.checkpoint import newest
 
     handler = signal.getsignal(signal.SIGINT)
@@ -252,6 +270,13 @@ def _run(trainer: pl.Trainer, learner: Learner, loader: DataLoader[Any], folder:
         if "more than 1 value per channel" not in str(error):
             raise
         raise PassError(f"batch normalization needs more than one value per channel in {remedy}") from error
+    except RuntimeError as error:
+        if accelerator == "cpu" or "deterministic" not in str(error):
+            raise
+        key, reason = "trainer.accelerator", " ".join(str(error).split())
+        raise PassError(
+            f"{key}={accelerator} can't train this so that it comes out the same again, {key}=cpu can: {reason}"
+        ) from error
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit and leaves the signal ignored.
         if not isinstance(error.__context__, KeyboardInterrupt):

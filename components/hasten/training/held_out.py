@@ -75,7 +75,8 @@ def mean_loss(learner: Learner, rows: Batches, batch_size: int) -> float:
     with torch.no_grad():
         for start in range(0, len(rows), batch_size):
             numbers = list(range(start, min(start + batch_size, len(rows))))
-            losses.append(learner.loss(rows.__getitems__(numbers)).item())
+            batch = tuple(values.to(learner.device) for values in rows.__getitems__(numbers))
+            losses.append(learner.loss(batch).item())
             sizes.append(len(numbers))
     learner.model.train()
     return math.fsum(size * loss for size, loss in zip(sizes, losses, strict=True)) / sum(sizes)

@@ -82,10 +82,16 @@ class Lesson(nn.Module):
             loss = loss + self.loss.layer_loss(student, teacher, list(self.projections))
         return loss
 
+    def teach_on(self, device: torch.device) -> None:
+        """Moves the teachers to the student's device; they are none of the modules that go there with the lesson."""
+        for teacher in self._teachers:
+            teacher.to(device)
+
     def close(self) -> None:
-        """Leaves student and teacher without hooks."""
+        """Leaves student and teacher without hooks, and the teachers on the CPU."""
         for each in self._followed:
             each.close()
+        self.teach_on(torch.device("cpu"))
 
     def _ask(self, inputs: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():

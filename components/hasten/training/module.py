@@ -61,6 +61,10 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.curves: dict[str, list[float]] = {name: [] for name in curve_names(classes)}
         self._sums = {"loss": 0.0, "correct": 0, "rows": 0}
 
+    def on_train_start(self) -> None:
+        if self.lesson is not None:
+            self.lesson.teach_on(self.device)
+
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         loss, outputs, targets = self._judged(batch, self._augment)
         value = loss.item()
@@ -92,7 +96,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
             (parameter for parameter in self.parameters() if parameter.requires_grad),
             lr=self._settings.lr,
             weight_decay=self._settings.weight_decay,
-            fused=True,
+            fused=self.device.type != "xla",  # for which PyTorch has no fused one
         )
         total_steps = self._settings.epochs * self._steps_per_epoch
         schedule = scheduler(self._settings.schedule, optimizer, self._settings.lr, total_steps)
