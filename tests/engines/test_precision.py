@@ -41,7 +41,7 @@ def _error(engine: Engine, graph: Graph, folder: Path) -> float:
         Eager(precision="bfloat16"),
         Eager(precision="bfloat16", channels_last=True),
         pytest.param(OpenVino(precision="bfloat16", static_batch=1), marks=needs_bfloat16),
-        pytest.param(AotInductor(precision="bfloat16", static_batch=1), marks=pytest.mark.slow),
+        pytest.param(AotInductor(precision="bfloat16", static_batch=1), marks=pytest.mark.drill),
     ],
     ids=["eager", "eager channels last", "openvino", "inductor"],
 )

@@ -188,7 +188,8 @@ def test_techniques_of_the_users_own_are_in_it(
         "memory, capacity | student=... or pruning=...; 7 rows to measure ranges on; timing on the target | "
         "engine=openvino, pruning=unstructured"
     )
-    assert techniques["quantization=careful"] == "compute, memory, capacity | 900 rows to measure ranges on | engine=hls"
+    careful = "compute, memory, capacity | 900 rows to measure ranges on | engine=hls"
+    assert techniques["quantization=careful"] == careful
     assert "nowhere.Lost does not import" in techniques["pruning=lost"]
     assert "Three values a weight" in table(tables, "this recipe")["quantize"]
     assert list(tables["refused:"]) == [

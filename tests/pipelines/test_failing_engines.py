@@ -125,6 +125,7 @@ def assert_each_cost_one_iteration(done: Any, failures: Sequence[tuple[str, str]
     assert not [engine for engine in compiled if engine["step"] == "compile"], "half-written, and kept as finished"
 
 
+@pytest.mark.drill
 def test_an_engine_that_fails_costs_one_iteration_and_a_reason(hasten: Any, store: Path, tmp_path: Path) -> None:
     done = hasten("--config-dir", "conf", *overrides(write_conf(tmp_path, QUICK)))
     assert_each_cost_one_iteration(done, QUICK, store)
