@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MIRROR := build/mirror
 
-.PHONY: demo install test check mirror fast drill clean
+.PHONY: demo install test check mirror fast drill engines clean
 
 demo: $(STAMP)
 	$(BIN)/hasten
@@ -41,6 +41,11 @@ fast: $(STAMP)
 
 drill: $(STAMP)
 	$(BIN)/python -m pytest -m drill -o addopts="--import-mode=importlib --strict-markers --strict-config -rA"
+
+# The engines that not everybody needs, really compiled and run.
+engines: $(STAMP)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev,executorch,hls,tvm,xla]'
+	$(BIN)/python -m pytest -m "not drill and not gpu" tests/engines
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

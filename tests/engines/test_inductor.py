@@ -69,7 +69,7 @@ def _texts(number: int, length: int) -> dict[str, np.ndarray]:
     return {"ids": draw.integers(0, 30, (number, length)), "mask": mask.astype(np.int64)}
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_agrees_with_eager_pytorch_for_any_rows_and_lengths(reader: Graph, any_size: tuple[Path, Runner]) -> None:
     _, run = any_size
     kept = run(*_texts(1, 10).values())
@@ -80,7 +80,7 @@ def test_agrees_with_eager_pytorch_for_any_rows_and_lengths(reader: Graph, any_s
     np.testing.assert_array_equal(kept, first)
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_says_where_the_time_of_a_request_goes(
     any_size: tuple[Path, Runner], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,7 +92,7 @@ def test_says_where_the_time_of_a_request_goes(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_refuses_rows_of_a_shape_that_it_was_not_compiled_for(any_size: tuple[Path, Runner]) -> None:
     _, run = any_size
     ids, mask = _texts(2, 10).values()

@@ -176,7 +176,7 @@ def refusal(overrides: Edit) -> str | None:
 
 @pytest.mark.parametrize(
     "shares",
-    [pytest.param(SHARES[name], id=name, marks=[pytest.mark.slow] * (name != "compute")) for name in SHARES],
+    [pytest.param(SHARES[name], id=name, marks=[pytest.mark.drill] * (name != "compute")) for name in SHARES],
 )
 @pytest.mark.parametrize("network", TABLES)
 def test_ends_within_five_percent_of_the_best_of_all(
@@ -191,7 +191,7 @@ def test_ends_within_five_percent_of_the_best_of_all(
     assert len(loop.history) <= 25
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 @pytest.mark.parametrize("seed", range(5))
 def test_also_on_other_machines(seed: int, trial: MakeTrial) -> None:
     """Where each engine, format and thread speeds up by another factor, so that any of them may be the best."""
