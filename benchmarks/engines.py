@@ -197,7 +197,7 @@ class Bench:
                 check(recipe)
                 compiled[name] = build(recipe, session.store, Tools())
             except HastenError as error:
-                refusals[name] = " ".join(str(error).split())
+                refusals[name] = "; ".join(str(error).splitlines())
         eager = self._outputs(session, next(iter(compiled.values())))
         off_by = {name: _difference(self._outputs(session, built), eager) for name, built in compiled.items()}
         medians = self._medians(session, compiled)
