@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from threading import Lock
@@ -223,7 +223,10 @@ def _set_threads(number: int) -> None:
 
 
 def _cannot_tune() -> str | None:
-    found = version("apache-tvm-ffi")
+    try:
+        found = version("apache-tvm-ffi")
+    except PackageNotFoundError:  # built from source, with an ffi of its own
+        return None
     if tuple(map(int, re.findall(r"\d+", found)[:3])) < _BROKEN_FFI:
         return None
     return (
