@@ -148,7 +148,11 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", default=[1, 2], help="of a request; the loop may use the most of them", **numbers)
     parser.add_argument("--rounds", default=30, type=int, help="in which all take turns, at most")
     parser.add_argument("overrides", nargs="*", metavar="MODEL:KEY=VALUE")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    for text in parsed.overrides:
+        if text.partition(":")[0] not in REAL:
+            parser.error(f"{text} is no override of a model: {', '.join(f'{model}:key=value' for model in REAL)}")
+    return parsed
 
 
 def _recipe(model: str, overrides: Sequence[str]) -> list[str]:
