@@ -119,7 +119,8 @@ def test_sizes_the_pool_by_its_threads_and_writes_nothing(graph: Graph, tmp_path
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
-def test_fits_tpus_and_no_quantized_graph(graph: Graph, tmp_path: Path) -> None:
+def test_fits_tpus_and_no_quantized_graph(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hasten.engines.xla.num_tpus", lambda: 1)
     assert Xla().supports(False, TARGET) is None
     assert "xla runs on cpu or tpu, target.device is fpga" in (
         Xla().supports(False, replace(TARGET, device="fpga")) or ""
@@ -127,3 +128,9 @@ def test_fits_tpus_and_no_quantized_graph(graph: Graph, tmp_path: Path) -> None:
     assert "in floats" in (Xla().supports(True, TARGET) or "")
     with pytest.raises(EngineError, match="in floats"):
         Xla().compile(replace(graph, quantized=True), tmp_path)
+
+
+def test_times_on_a_cpu_are_not_given_out_for_those_of_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hasten.engines.xla.num_tpus", lambda: 0)
+    assert "no TPU is seen here" in (Xla().supports(False, TARGET) or "")
+    assert Xla().supports(False, replace(TARGET, device="cpu")) is None

@@ -27,3 +27,8 @@ class EngineError(HastenError):
 
 class MeasurementError(HastenError):
     """A measurement could not be finished."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library says before it goes into details; the kind of the error where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -17,12 +15,13 @@ from weakref import WeakSet
 from annotated_types import Ge
 
 from hasten.artefacts.operators import kind
-from hasten.core.errors import EngineError
+from hasten.core.errors import EngineError, first_line
 from hasten.core.files import read_json, write_json
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
 from hasten.engines import stored
 from hasten.engines.batches import check_shapes, exported, in_batches
 from hasten.engines.checks import check_parity, unavailable
+from hasten.engines.silence import silenced
 from hasten.engines.tensors import read_inputs, tensors, write_signature
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class ExecuTorch(Engine):
         for _ in range(_WARMUP + repeats):
             run(*inputs)
         calls = -(-len(inputs[0]) // self.static_batch)
-        with TemporaryDirectory() as scratch, _quiet():
+        with TemporaryDirectory() as scratch, silenced():
             from executorch.devtools import Inspector
 
             run.write_trace(Path(scratch, "trace"))
@@ -118,7 +117,7 @@ class ExecuTorch(Engine):
         Raises:
             EngineError: ExecuTorch refused it, or the process has loaded one for other threads.
         """
-        with _quiet():
+        with silenced():
             from executorch.extension.pybindings import portable_lib
 
         if portable_lib._threadpool_get_thread_count() != self.threads:
@@ -133,12 +132,12 @@ class ExecuTorch(Engine):
             loaded = portable_lib._load_for_executorch_from_buffer(content, enable_etdump=traced)
             loaded.method_meta("forward")  # what is no program is told no earlier than it is asked for a method
         except Exception as error:
-            raise EngineError(f"executorch refused the program: {_first_line(error)}") from error
+            raise EngineError(f"executorch refused the program: {first_line(error)}") from error
         return loaded, content
 
     def _lowered(self, graph: Graph) -> tuple[bytes, dict[str, Any]]:
         """The program, and how many operators XNNPACK took and which it left."""
-        with _quiet():
+        with silenced():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.devtools.backend_debug import get_delegation_info
             from executorch.exir import to_edge_transform_and_lower
@@ -149,7 +148,7 @@ class ExecuTorch(Engine):
                 found = get_delegation_info(lowered.exported_program().graph_module)
                 program = bytes(lowered.to_executorch().buffer)
             except Exception as error:
-                raise EngineError(f"executorch refused the module: {_first_line(error)}") from error
+                raise EngineError(f"executorch refused the module: {first_line(error)}") from error
         portable = {
             name.removeprefix("aten_"): each.non_delegated
             for name, each in found.delegation_by_operator.items()
@@ -208,17 +207,3 @@ def _kind(name: str) -> str:
     words = name.partition(" (")[0]
     bare = words.replace(" ", "").removesuffix("_copy").removeprefix("native_")
     return next((each for part, each in _KINDS.items() if part in words), None) or kind(bare)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences what its libraries warn of when they are imported and used, which is their own code."""
-    from hasten.artefacts.capture import quiet
-
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Interval, MinLen
 
-from hasten.core.errors import EngineError
+from hasten.core.errors import EngineError, first_line
 from hasten.core.files import read_json, write_json
 from hasten.core.interfaces import Columns, Engine, Graph, OperatorTime, Runner, Signature, Target
 from hasten.engines.checks import unavailable
@@ -96,7 +96,7 @@ class Hls(Engine):
                 model = self._converted(network, project)
                 model.write()
             except Exception as error:  # whatever it is, hls4ml raised it for this graph
-                raise EngineError(f"hls4ml refused the graph: {_first_line(error)}") from error
+                raise EngineError(f"hls4ml refused the graph: {first_line(error)}") from error
         _settle(project, {str(project): ".", model.config.get_config_value("Stamp"): _STAMP})
         estimated = self._estimated(network, model)
         write_json(folder / _ESTIMATE, {"kind": ANALYTIC, **estimated.to_dict()})
@@ -120,7 +120,7 @@ class Hls(Engine):
         try:
             function = getattr(ctypes.CDLL(str((folder / description["library"]).resolve())), f"{_NAME}_float")
         except (OSError, AttributeError) as error:
-            raise EngineError(f"hls can't load the emulation: {_first_line(error)}") from error
+            raise EngineError(f"hls can't load the emulation: {first_line(error)}") from error
         (source,) = signature.inputs
         function.restype = None
         function.argtypes = [np.ctypeslib.ndpointer(np.float32, flags="C_CONTIGUOUS")] * 2
@@ -306,7 +306,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

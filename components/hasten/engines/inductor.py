@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from hasten.core.errors import EngineError
+from hasten.core.errors import EngineError, first_line
 from hasten.core.interfaces import Engine, Graph, Input, OperatorTime, Runner, Signature, Target
 from hasten.engines import arithmetic, cuda, stored
 from hasten.engines.checks import THREADS, check_parity, unavailable
@@ -107,7 +107,7 @@ class AotInductor(Engine):
                 if self.device == "cpu":
                     _package(program, folder / _PROFILED, profiled=True)
             except Exception as error:
-                raise EngineError(f"inductor refused the module: {_first_line(error)}") from error
+                raise EngineError(f"inductor refused the module: {first_line(error)}") from error
             stored.store(Path(scratch, _MODEL), folder / _MODEL, self.compressed)
         tolerances = cuda.tolerances(self.device)
         check_parity(self.load(folder), graph, "inductor", batch, self.precision, tolerances)
@@ -251,7 +251,7 @@ def _loaded(package: Path) -> Any:
         try:
             return torch._inductor.aoti_load_package(str(package))
         except Exception as error:
-            raise EngineError(f"inductor refused the package: {_first_line(error)}") from error
+            raise EngineError(f"inductor refused the package: {first_line(error)}") from error
 
 
 @contextmanager
@@ -289,7 +289,3 @@ def _called(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 def _kind(kernel: str) -> str:
     return next((kind for part, kind in _KINDS.items() if part in kernel), "other")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -15,7 +15,7 @@ import numpy as np
 from annotated_types import Ge
 
 from hasten.artefacts.operators import kind
-from hasten.core.errors import EngineError
+from hasten.core.errors import EngineError, first_line
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
 from hasten.engines import cuda, stored
 from hasten.engines.checks import THREADS, check_parity, fused, unavailable
@@ -228,7 +228,7 @@ class OnnxRuntime(Engine):
             model = stored.read(folder / _MODEL) if self.compressed else str(folder / _MODEL)
             session = onnxruntime.InferenceSession(model, options, providers=[*providers, "CPUExecutionProvider"])
         except Exception as error:
-            raise EngineError(f"onnxruntime refused the graph: {str(error).strip().partition(chr(10))[0]}") from error
+            raise EngineError(f"onnxruntime refused the graph: {first_line(error)}") from error
         if self.device == "cuda" and session.get_providers()[0] != _CUDA:
             # It only logs why: CUDA's or cuDNN's libraries of another version than it was built for.
             raise EngineError(f"onnxruntime could not load its {_CUDA}, most often for want of CUDA or cuDNN libraries")

@@ -12,7 +12,7 @@ import numpy as np
 from annotated_types import Ge
 
 from hasten.artefacts.operators import kind
-from hasten.core.errors import EngineError
+from hasten.core.errors import EngineError, first_line
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
 from hasten.engines import stored
 from hasten.engines.checks import THREADS, check_parity, fused, unavailable
@@ -146,7 +146,7 @@ class OpenVino(Engine):
                 model.reshape({source: [batch, *list(source.partial_shape)[1:]] for source in model.inputs})
             return core.compile_model(model, "CPU", settings | properties)
         except Exception as error:
-            raise EngineError(f"openvino refused the graph: {str(error).strip().partition(chr(10))[0]}") from error
+            raise EngineError(f"openvino refused the graph: {first_line(error)}") from error
 
     def _convert(self, onnx: Path, file: Path) -> None:
         import openvino
@@ -159,7 +159,7 @@ class OpenVino(Engine):
                     operator.set_friendly_name(f"{operator.get_type_name()}_{number}")
             openvino.save_model(model, file, compress_to_fp16=False)
         except Exception as error:
-            raise EngineError(f"openvino refused the graph: {str(error).strip().partition(chr(10))[0]}") from error
+            raise EngineError(f"openvino refused the graph: {first_line(error)}") from error
 
     def _stored(self, folder: Path) -> str | bytes:
         """What OpenVINO reads the graph from."""

@@ -6,10 +6,8 @@ import os
 import re
 import shutil
 import time
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,12 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from annotated_types import Ge, Gt
 
-from hasten.core.errors import EngineError
+from hasten.core.errors import EngineError, first_line
 from hasten.core.files import read_json, write_json
 from hasten.core.interfaces import Engine, Graph, OperatorTime, Runner, Target
 from hasten.engines import tvm_tuning
 from hasten.engines.batches import check_shapes, exported, in_batches
 from hasten.engines.checks import THREADS, check_parity, unavailable
+from hasten.engines.silence import silenced
 from hasten.engines.tensors import read_inputs, tensors, write_signature
 
 if TYPE_CHECKING:
@@ -92,11 +91,11 @@ class Tvm(Engine):
         if self.tuning_seconds and (reason := _cannot_tune()):
             raise EngineError(reason)
         write_signature(graph.signature, folder)
-        with _quiet():
+        with silenced():
             try:
                 note = self._build(graph, folder / _MODEL)
             except Exception as error:
-                raise EngineError(f"tvm refused the module: {_first_line(error)}") from error
+                raise EngineError(f"tvm refused the module: {first_line(error)}") from error
         write_json(folder / _TUNING, {"note": note})
         run = self.load(folder)
         check_parity(run, graph, "tvm", self.static_batch)
@@ -177,14 +176,14 @@ class _Runner:
         self._batch, self._threads = engine.static_batch, engine.threads
         self._lock = Lock()
         _set_threads(engine.threads)
-        with _quiet():
+        with silenced():
             import tvm
             from tvm import relax
 
             try:
                 self._machine = relax.VirtualMachine(tvm.runtime.load_module(str(folder / _MODEL)), tvm.cpu())
             except Exception as error:
-                raise EngineError(f"tvm refused the library: {_first_line(error)}") from error
+                raise EngineError(f"tvm refused the library: {first_line(error)}") from error
         self._tensor, self._main = tvm.runtime.tensor, self._machine["main"]
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[Any]:
@@ -262,17 +261,3 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def _kind(kernel: str) -> str:
     return next((kind for part, kind in _KINDS.items() if part in kernel), "elementwise")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences what its libraries warn of when they are imported and used, which is their own code."""
-    from hasten.artefacts.capture import quiet
-
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

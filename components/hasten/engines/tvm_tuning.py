@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
@@ -207,5 +206,8 @@ def _without_tensor_instructions() -> Iterator[None]:
     if name in sys.modules:
         yield
         return
-    with patch.dict(sys.modules, {name: ModuleType(name)}):
+    sys.modules[name] = ModuleType(name)
+    try:
         yield
+    finally:
+        del sys.modules[name]

@@ -15,8 +15,9 @@ import numpy as np
 from annotated_types import Ge
 
 from hasten.artefacts.operators import kind
-from hasten.core.errors import EngineError
+from hasten.core.errors import EngineError, first_line
 from hasten.core.interfaces import Engine, Graph, Input, OperatorTime, Runner, Signature, Target
+from hasten.core.tpu import num_tpus
 from hasten.engines import stored
 from hasten.engines.checks import check_parity, unavailable
 from hasten.engines.tensors import read_inputs, write_signature
@@ -63,7 +64,11 @@ class Xla(Engine):
     compressed: bool = False
 
     def supports(self, quantized: bool, target: Target) -> str | None:
-        return unavailable(self, "jax", target) or (_QUANTIZED if quantized else None)
+        if reason := unavailable(self, "jax", target):
+            return reason
+        if target.device == "tpu" and not num_tpus():
+            return "no TPU is seen here, and times of XLA's CPU back end are none of a TPU: target=cpu engine=xla"
+        return _QUANTIZED if quantized else None
 
     def compile(self, graph: Graph, folder: Path) -> None:
         if graph.quantized:
@@ -129,7 +134,7 @@ class Xla(Engine):
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(f"xla refused the graph: {str(error).strip().partition(chr(10))[0]}") from error
+            raise EngineError(f"xla refused the graph: {first_line(error)}") from error
         return serialized
 
     def _program(self, folder: Path) -> Any:
