@@ -16,6 +16,7 @@ GROUPS = (
     "quantization",
     "engine",
     "target",
+    "loader",
     "trainer",
     "callbacks",
     "objective",

@@ -131,6 +131,10 @@ class Transform(abc.ABC):
     from it. They import nothing but NumPy at the top, so that a deployed model starts quickly.
     """
 
+    elementwise: ClassVar[bool] = False
+    """Whether it makes wider numbers of numbers, each by itself: then prepared files may hold what it is given, which
+    takes fewer bytes, and it is applied to each batch that is read."""
+
     def fit(self, columns: Columns) -> Transform:
         """The transform with what it learns from the training rows filled in, where the config left it null."""
         return self
@@ -154,17 +158,20 @@ class Transform(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows of one split as a model takes them.
+    """Rows of one split: as a model takes them, or, with `deferred` transforms, as they are kept.
 
     Attributes:
-        inputs: in the order of the signature: (B, *shape), float32 or int64.
+        inputs: in the order of the signature: (B, *shape), float32 or int64. Of deferred rows the columns that the
+            first transform takes; arrays may be mapped from files.
         targets: as `Task.targets` gave them: (B,) int64 classes, (B, K) float32, or (B, 0) without labels.
         in_order: they follow one another in time, so that a part that shall judge is the last, not drawn at random.
+        deferred: fitted transforms that lead from `inputs` to what a model takes.
     """
 
     inputs: Columns
     targets: NDArray[Any]
     in_order: bool = False
+    deferred: tuple[Transform, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))

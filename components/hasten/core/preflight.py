@@ -19,7 +19,7 @@ from hasten.core.errors import ConfigError
 from hasten.core.interfaces import DataSource, Engine, Pass, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe, nearest
-from hasten.core.sections import Callbacks, Metric, Split, Trainer, TrainingSettings
+from hasten.core.sections import Callbacks, Loader, Metric, Split, Trainer, TrainingSettings
 
 COMPONENTS = (
     "data",
@@ -37,6 +37,7 @@ COMPONENTS = (
 SECTIONS: Mapping[str, type] = {
     "target": Target,
     "objective": Objective,
+    "loader": Loader,
     "trainer": Trainer,
     "callbacks": Callbacks,
     "data.split": Split,
@@ -61,6 +62,7 @@ REQUIRED = (
     "quantization",
     "engine",
     "target",
+    "loader",
     "trainer",
 )
 

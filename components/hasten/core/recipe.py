@@ -41,6 +41,7 @@ RESULT_SECTIONS = (
     "quantization",
     "engine",
     "target",
+    "loader",
     "trainer",
 )
 """Sections that decide what a recipe gives. Tracking, callbacks, objective and planner never do."""
@@ -395,6 +396,7 @@ def _strategy(name: str, node: Any) -> Strategy:
             cost=float(node["cost"]),
             outputs=node.get("outputs"),
             by_default=_flag(node, "by_default", default=True),
+            speeds=str(node.get("speeds", "requests")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         wanted = "addresses, attempts, search and cost"

@@ -38,6 +38,7 @@ class Schema:
     quantization: Any = None
     engine: Any = None
     target: Any = None
+    loader: Any = None
     trainer: Any = None
     callbacks: Any = None
     objective: Any = None

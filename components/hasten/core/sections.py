@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
 Schedule = Literal["one_cycle", "cosine", "linear", "constant"]
 Accelerator = Literal["cpu", "cuda", "tpu"]
+FloatFormat = Literal["float32", "bfloat16", "float16"]
+Compilation = Literal["none", "default", "reduce-overhead", "max-autotune"]
+Layout = Literal["contiguous", "channels_last"]
+Kernels = Literal["fused", "foreach", "for_loop"]
+LearningRateScaling = Literal["none", "sqrt", "linear"]
+Cache = Literal["auto", "memory", "disk", "none"]
+Order = Literal["auto", "rows", "blocks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +41,42 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trainer:
-    """Defaults of every stage's training, and the device and the threads of the training process.
+class Step:
+    """How a training step is calculated, whatever stage trains. All of it is part of the result.
+
+    Attributes:
+        precision: of the arithmetic of forward and backward passes, under autocast; weights and their updates stay
+            float32. `float16` scales the loss so that small gradients do not vanish.
+        compile: mode of `torch.compile`; `none` runs eager PyTorch.
+        layout: of images and of convolutions' weights in memory.
+        optimizer_kernels: how AdamW runs: all parameters in one kernel, one kernel an operation, or one by one.
+        batch_factor: a step takes this many times `batch_size` rows.
+        lr_scaling: what that does to the learning rate: times the factor's square root (Malladi et al. 2022, for Adam),
+            times the factor (Goyal et al. 2017), or nothing.
+        micro_batches: parts into which a step's rows are divided, one after the other, whose gradients add up to those
+            of the whole: smaller activations. Batch normalization sees each part alone.
+        activation_budget_mb: memory for activations kept from the forward to the backward pass, 1 MB = 10^6 bytes; as
+            much as needed is calculated again instead of kept (Chen et al. 2016). None keeps all.
+    """
+
+    precision: FloatFormat = "float32"
+    compile: Compilation = "none"
+    layout: Layout = "contiguous"
+    optimizer_kernels: Kernels = "fused"
+    batch_factor: Annotated[int, Ge(1)] = 1
+    lr_scaling: LearningRateScaling = "sqrt"
+    micro_batches: Annotated[int, Ge(1)] = 1
+    activation_budget_mb: Annotated[float, Gt(0)] | None = None
+
+    @classmethod
+    def of(cls, trainer: Mapping[str, Any]) -> Step:
+        """From the section `trainer` of a checked config."""
+        return cls(**{each.name: trainer[each.name] for each in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer(Step):
+    """Defaults of every stage's training, how its steps are calculated, and the device and threads of the process.
 
     Attributes:
         accelerator: the device; the order in which it adds floats is part of the result.
@@ -49,6 +91,40 @@ class Trainer:
     schedule: Schedule = "one_cycle"
     patience: Annotated[int, Ge(1)] | None = None
     held_out: Annotated[float, Interval(gt=0, lt=1)] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """How rows reach a training. Only the order of rows is part of the result.
+
+    Attributes:
+        cache: where training rows are kept as their transforms left them. `disk`: in files that are mapped, so that the
+            system's page cache holds what is read often. `memory`: the process holds a copy. `none`: nowhere, the
+            transforms run whenever a row is read. `auto`: in memory where they fit into a quarter of what is free, else
+            on disk.
+        row_by_row: each row is fetched, transformed and collated by itself, as by a usual `Dataset`; else a batch is
+            one gather.
+        order: `rows`: any row may follow any other. `blocks`: blocks of neighbouring rows are shuffled, and the rows
+            within a window of blocks, so that reads stay local. `auto`: blocks where the rows take more than
+            `blocks_above_mb`, else rows.
+        block_rows: neighbouring rows that are read together.
+        window_blocks: blocks whose rows are mixed.
+        blocks_above_mb: size of the training rows from which `auto` shuffles by blocks, 1 MB = 10^6 bytes.
+        workers: processes that load batches; 0: the training process does.
+        ahead: batches that are ready before they are wanted: of each worker, or of a thread where there are none; 0:
+            a batch is loaded when it is wanted.
+        pin_memory: whether batches are put where a GPU copies from without waiting; only with one.
+    """
+
+    cache: Cache = "auto"
+    row_by_row: bool = False
+    order: Order = "auto"
+    block_rows: Annotated[int, Ge(1)] = 256
+    window_blocks: Annotated[int, Ge(1)] = 64
+    blocks_above_mb: Annotated[float, Ge(0)] = 1000.0
+    workers: Annotated[int, Ge(0)] = 0
+    ahead: Annotated[int, Ge(0)] = 2
+    pin_memory: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

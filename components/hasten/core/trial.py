@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +135,13 @@ class Evaluation:
         return asdict(self)
 
 
-BOTTLENECKS = ("compute", "memory", "overhead", "capacity")
-"""compute: arithmetic; memory: bandwidth; overhead: time that neither explains; capacity: bytes against the limits."""
+BOTTLENECKS = ("compute", "memory", "overhead", "capacity", "data", "transfer", "communication")
+"""compute: arithmetic; memory: bandwidth; overhead: time that neither explains; capacity: bytes against the limits.
+Of a training step also data: waiting for the next batch; transfer: to the device; communication: between devices."""
+
+PHASES = ("data", "transfer", "forward", "backward", "optimizer", "other")
+"""Parts of a training step, one after the other: waiting for the batch, moving it to the device, forward pass with the
+loss, backward pass, update of the weights, and what is between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +214,98 @@ class Profile:
         return asdict(self)
 
 
+class Diagnosis(Protocol):
+    """What a planner reads off a profile, of requests or of training steps."""
+
+    @property
+    def shares(self) -> Mapping[str, float]: ...
+    @property
+    def bottleneck(self) -> str: ...
+    @property
+    def evidence(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepProfile:
+    """Where a training step's time goes, and the bottleneck that follows from it.
+
+    Attributes:
+        step_ms: mean wall time of a step.
+        phases_ms: each of `PHASES` -> mean milliseconds of a step; they add up to `step_ms`.
+        shares: bottleneck -> share of the step: data, transfer, compute, memory, overhead (and communication); they add
+            up to 1.
+        bottleneck: the class that holds the most time, or `capacity` where a memory limit is broken.
+        evidence: sentences with the figures that say so.
+        operators: of the forward and backward passes and the update, summed over one step.
+    """
+
+    step_ms: float
+    phases_ms: Mapping[str, float]
+    shares: Mapping[str, float]
+    bottleneck: str
+    evidence: tuple[str, ...]
+    operators: tuple[OperatorGroup, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossCurves:
+    """Whether a training learns as the baseline does: losses after the same number of rows, seed beside seed.
+
+    Attributes:
+        holds: no segment's loss lies above its limit.
+        rows: (S,) training rows that were seen at the end of each segment.
+        baseline: (S,) mean loss of each segment over the baseline's seeds.
+        limit: (S,) what the candidate's mean may reach: the upper end of what another seed of the baseline would give.
+        candidate: (S,) mean loss of each segment over the candidate's seeds.
+        num_seeds: of the baseline and of the candidate.
+        reason: one clause that says by how much it holds or does not.
+    """
+
+    holds: bool
+    rows: tuple[int, ...]
+    baseline: tuple[float, ...]
+    limit: tuple[float, ...]
+    candidate: tuple[float, ...]
+    num_seeds: tuple[int, int]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingEvaluation:
+    """Speed and loss of one recipe's training.
+
+    Attributes:
+        samples_per_second: training rows of its steps, once it is under way.
+        step_ms: median wall time of a step.
+        batch_size: rows of a step.
+        speedup: samples per second against those of `plain` (the baseline) and `previous` (the best before this one),
+            measured in turns.
+        references: samples per second of the same, as they were measured beside it.
+        memory_bytes: peak anonymous memory of the training process and its workers; mapped files are not counted.
+        start_seconds: from the start of the process to its first finished step: loading, compiling.
+        loss: against the baseline; None for the baseline itself.
+        starved: share of the timed rounds in which another process had the CPU for part of the time.
+        notes: what the training says of itself, such as where its rows are cached.
+    """
+
+    samples_per_second: Interval
+    step_ms: Interval
+    batch_size: int
+    speedup: Mapping[str, Interval]
+    references: Mapping[str, Interval]
+    memory_bytes: int
+    start_seconds: float
+    loss: LossCurves | None
+    starved: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
     """A declared move of the loop, as its YAML spells it.
@@ -222,6 +319,7 @@ class Strategy:
         cost: expected seconds of one attempt where nothing has been measured yet.
         outputs: what the task's outputs have to be (`Task.outputs`) for the move to make sense; None for any.
         by_default: False for a move that is made only where the user names it (`strategy=[engine,joint]`).
+        speeds: what becomes faster: `requests` to the model, or its `training`.
     """
 
     name: str
@@ -232,6 +330,7 @@ class Strategy:
     cost: float
     outputs: str | None = None
     by_default: bool = True
+    speeds: str = "requests"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +376,8 @@ class Trial:
         spent: wall seconds this process really took.
         stages: stage name -> store key.
         rebuild: the command line that builds and measures the recipe again.
+        training: in place of `evaluation` where training is what is made faster.
+        step_profile: in place of `profile`, likewise.
     """
 
     number: int
@@ -296,6 +397,19 @@ class Trial:
     spent: float = 0.0
     stages: Mapping[str, str] = field(default_factory=dict)
     rebuild: str = ""
+    training: TrainingEvaluation | None = None
+    step_profile: StepProfile | None = None
+
+    @property
+    def diagnosis(self) -> Diagnosis | None:
+        """Whichever profile there is."""
+        return self.profile or self.step_profile
+
+    @property
+    def speedup(self) -> Mapping[str, Interval]:
+        """Of whichever evaluation there is; empty where there is none."""
+        measured = self.evaluation or self.training
+        return measured.speedup if measured else {}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
