@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from hasten.artefacts.rows import apply, as_inputs
 from hasten.core.construct import construct
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Input, Signature, Table, Transform
@@ -325,7 +326,7 @@ def test_the_kept_transforms_are_rebuilt_from_their_nodes_and_give_the_same_inpu
     rebuilt = [construct(node, "data.transforms") for node in nodes]
     assert [type(step) for step in rebuilt] == [Lengths, Repeat, Standardize]
     raw = {name: values[places_of(table)["validate"]] for name, values in table.inputs.items()}
-    given = prepare.as_inputs(prepare.apply(rebuilt, raw))
+    given = as_inputs(apply(rebuilt, raw))
     for name, values in prepared.rows("validate").inputs.items():
         np.testing.assert_array_equal(given[name], values)
     again = written(tmp_path / "again", table, transforms=rebuilt, normalize=False)
@@ -342,7 +343,7 @@ def test_refuses_a_column_that_is_left_for_no_model(values, held):
     with pytest.raises(
         ConfigError, match=rf"^data: the column caption holds {held}, which no model takes: .*data\.tra"
     ):
-        prepare.as_inputs({"input": np.zeros((2, 3)), "caption": column})
+        as_inputs({"input": np.zeros((2, 3)), "caption": column})
 
 
 @pytest.mark.parametrize(
@@ -352,6 +353,6 @@ def test_refuses_a_column_that_is_left_for_no_model(values, held):
 )
 def test_whole_numbers_of_32_bits_and_more_are_names_and_all_others_measures(dtype, taken):
     values = np.array([[0, 1], [1, 0]]).astype(dtype)
-    given = prepare.as_inputs({"input": values})["input"]
+    given = as_inputs({"input": values})["input"]
     assert given.dtype == taken
     np.testing.assert_array_equal(given, values)

@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.artefacts.rows import apply, as_inputs
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Columns, Input, Rows, Signature, Table, Task, Transform
 from hasten.data.fingerprint import fingerprint
@@ -247,29 +247,6 @@ def node(transform: Transform) -> dict[str, Any]:
     """The config node of a transform, with what it has learned."""
     kind = type(transform)
     return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **asdict(transform)}  # type: ignore[call-overload]
-
-
-def apply(transforms: Sequence[Transform], columns: Columns) -> Columns:
-    return reduce(lambda given, transform: transform(given), transforms, columns)
-
-
-def as_inputs(columns: Columns) -> Columns:
-    """Columns in the types that models take: whole numbers of 32 or 64 bits as int64, all others as float32.
-
-    Raises:
-        ConfigError: a column still holds texts or bytes.
-    """
-    inputs = {}
-    for name, values in columns.items():
-        if values.dtype.kind not in "biuf":
-            held = "texts or bytes" if values.dtype.kind == "O" else f"values of type {values.dtype}"
-            raise ConfigError(
-                f"data: the column {name} holds {held}, which no model takes: name a transform for it under "
-                "data.transforms, or leave it out of data.inputs"
-            )
-        whole = values.dtype.kind in "iu" and values.dtype.itemsize >= 4
-        inputs[name] = values.astype(np.int64 if whole else np.float32, copy=False)
-    return inputs
 
 
 def _fitted(transforms: Sequence[Transform], columns: Columns) -> list[Transform]:
