@@ -19,7 +19,7 @@ _DATA, _TRANSFER, _FORWARD, _BACKWARD, _OPTIMIZER, _OTHER = range(len(PHASES))
 
 
 class StepClock(Profiler):  # type: ignore[misc]
-    """Splits each step of a training into `PHASES`. It is the Trainer's `profiler`, which hears all that Lightning does.
+    """Splits each step of a training into `PHASES`. A Trainer has it as its profiler and tells it of all it does.
 
     There is one mark a border, which ends a phase and begins the next, so that nothing is counted twice and the phases
     of a step add up to its time exactly. Within a phase another may lie, such as both passes within the optimizer's
