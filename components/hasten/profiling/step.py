@@ -74,16 +74,10 @@ class _Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class _Split:
-    """Where a step goes.
-
-    Attributes:
-        launch_ms: of operators; `python_ms`: between them in the passes and the update; both are overhead.
-    """
+    """Where a step goes. `python_ms` is between the operators of the passes and of the update."""
 
     phases_ms: Mapping[str, float]
     kinds: tuple[_Kind, ...]
-    roofs: Roofs
-    launch_ms: float
     python_ms: float
     num_faults: float
     activation_bytes: int
@@ -95,6 +89,10 @@ class _Split:
     @property
     def calls(self) -> float:
         return sum(kind.calls for kind in self.kinds)
+
+    @property
+    def launch_ms(self) -> float:
+        return sum(kind.launch_ms for kind in self.kinds)
 
     @property
     def faults_ms(self) -> float:
@@ -171,25 +169,21 @@ def profile_step(
 
 def _split(phases_ms: Mapping[str, float], num_faults: float, figures: StepFigures, roofs: Roofs) -> _Split:
     kinds: list[_Kind] = []
-    launch_ms = python_ms = 0.0
-    for phase in figures.watched_ms:
+    python_ms = 0.0
+    for phase, watched_ms in figures.watched_ms.items():
         found = _kinds(phase, phases_ms[phase], figures, roofs)
+        rest_ms = max(0.0, phases_ms[phase] - sum(kind.work_ms for kind in found))
         # Launching and Python are told apart as under the profiler, which slows both.
-        launched = sum(kind.launch_ms for kind in found)
-        watched = sum(each.milliseconds for each in figures.operators if each.phase == phase)
-        between = max(0.0, figures.watched_ms[phase] - watched)
-        rest = phases_ms[phase] - sum(kind.work_ms for kind in found)
-        scale = rest / (launched + between) if launched + between > 0 else 0.0
-        kinds += [replace(kind, launch_ms=kind.launch_ms * scale) for kind in found]
-        launch_ms += launched * scale
-        python_ms += rest - launched * scale
+        inside_ms = sum(each.milliseconds for each in figures.operators if each.phase == phase)
+        lost_ms = sum(kind.launch_ms for kind in found) + max(0.0, watched_ms - inside_ms)
+        launched = [rest_ms * (kind.launch_ms / lost_ms) if lost_ms > 0 else 0.0 for kind in found]
+        kinds += [replace(kind, launch_ms=launch_ms) for kind, launch_ms in zip(found, launched, strict=True)]
+        python_ms += rest_ms - sum(launched)
     kinds = _with_faults(kinds, num_faults * figures.page_fault_us / 1e3)
     kinds.sort(key=lambda kind: -kind.milliseconds)
     return _Split(
         phases_ms=phases_ms,
         kinds=tuple(kinds),
-        roofs=roofs,
-        launch_ms=launch_ms,
         python_ms=python_ms,
         num_faults=num_faults,
         activation_bytes=figures.activation_bytes,
