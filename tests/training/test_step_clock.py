@@ -41,7 +41,7 @@ class Spans(StepClock):
 
     def _mark(self):
         self.spans.append(self.phase)
-        return super()._mark()
+        super()._mark()
 
 
 class Automatic(pl.LightningModule):

@@ -48,7 +48,7 @@ class StepClock(Profiler):  # type: ignore[misc]
         self._faults_before = 0
         self._updated = False
         self._ranges: list[torch.profiler.record_function] | None = None
-        self._starts, self._stops = _Marks(self._on_start()), _Marks(self._on_stop())
+        self._actions = _Actions(self._borders())
 
     @property
     def num_steps(self) -> int:
@@ -79,38 +79,33 @@ class StepClock(Profiler):  # type: ignore[misc]
         """Whether from now on each phase is a range in a trace of PyTorch's profiler, named as in `PHASES`."""
         self._ranges = [] if wanted else None
 
+    def profile(self, action_name: str) -> _Action:
+        """Without the generator that it inherits, which costs more than all marks: most actions are no borders."""
+        return self._actions[action_name]
+
     def start(self, action_name: str) -> None:
-        mark = self._starts[action_name]
-        if mark is not None:
-            mark()
+        self._actions[action_name].__enter__()
 
     def stop(self, action_name: str) -> None:
-        mark = self._stops[action_name]
-        if mark is not None:
-            mark()
+        self._actions[action_name].__exit__()
 
     def describe(self) -> None:
         """Prints nothing: whoever lent the clock reads it."""
 
-    def _on_start(self) -> Mapping[str, Callable[[], None]]:
-        return {
-            "run_training_epoch": self._open,
-            "train_dataloader_next": self._await,
-            "batch_to_device": partial(self._enter, _TRANSFER),
-            "training_step": partial(self._enter, _FORWARD),
-            # The hooks that lie next to the backward pass: those around it are not told of it in manual optimization.
-            "[LightningModule]on_after_backward": self._leave,
-            "optimizer_step": partial(self._enter, _OPTIMIZER),
-            "on_train_end": self._end,
-        }
+    def _borders(self) -> Mapping[str, _Action]:
+        """Hook or action of Lightning -> what its beginning and its end mean.
 
-    def _on_stop(self) -> Mapping[str, Callable[[], None]]:
+        The backward pass lies between two hooks: in manual optimization Lightning tells of nothing around it.
+        """
         return {
-            "train_dataloader_next": self._receive,
-            "batch_to_device": self._leave,
-            "training_step": self._leave,
-            "[LightningModule]on_before_backward": partial(self._enter, _BACKWARD),
-            "optimizer_step": self._update,
+            "run_training_epoch": _Action(self._open, _nothing),
+            "train_dataloader_next": _Action(self._await, self._receive),
+            "batch_to_device": _Action(partial(self._enter, _TRANSFER), self._leave),
+            "training_step": _Action(partial(self._enter, _FORWARD), self._leave),
+            "[LightningModule]on_before_backward": _Action(_nothing, partial(self._enter, _BACKWARD)),
+            "[LightningModule]on_after_backward": _Action(self._leave, _nothing),
+            "optimizer_step": _Action(partial(self._enter, _OPTIMIZER), self._update),
+            "on_train_end": _Action(self._end, _nothing),
         }
 
     def _open(self) -> None:
@@ -143,7 +138,7 @@ class StepClock(Profiler):  # type: ignore[misc]
         self._leave()
         self._updated = True
 
-    def _mark(self) -> int:
+    def _mark(self) -> None:
         """What has passed since the last mark belongs to the phase under way."""
         if self._finish is not None:
             self._finish()
@@ -151,7 +146,6 @@ class StepClock(Profiler):  # type: ignore[misc]
         if self._last is not None:
             self._spent[self._inside[-1]] += now - self._last
         self._last = now
-        return now
 
     def _close(self) -> None:
         """The step is over where it has changed the weights; where there was none, the first begins."""
@@ -172,18 +166,36 @@ class StepClock(Profiler):  # type: ignore[misc]
             self._close()
 
 
-class _Marks(dict[str, Callable[[], None] | None]):
-    """What to do at an action of Lightning, looked up by its whole name, of which few are borders."""
+def _nothing() -> None: ...
 
-    def __init__(self, by_hook: Mapping[str, Callable[[], None]]) -> None:
+
+class _Action:
+    """What the clock does where an action of Lightning begins and ends."""
+
+    __slots__ = ("_begin", "_end")
+
+    def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self._begin, self._end = begin, end
+
+    def __enter__(self) -> None:
+        self._begin()
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+
+class _Actions(dict[str, _Action]):
+    """All actions of Lightning by their whole names, of which few are borders."""
+
+    def __init__(self, borders: Mapping[str, _Action]) -> None:
         super().__init__()
-        self._by_hook = by_hook
+        self._borders, self._none = borders, _Action(_nothing, _nothing)
 
-    def __missing__(self, action: str) -> Callable[[], None] | None:
-        hook = action.rpartition(".")[2]
-        of_module = "[LightningModule]" + hook if action.startswith("[LightningModule]") else hook
-        self[action] = self._by_hook.get(of_module, self._by_hook.get(hook))
-        return self[action]
+    def __missing__(self, name: str) -> _Action:
+        hook = name.rpartition(".")[2]
+        of_module = "[LightningModule]" + hook if name.startswith("[LightningModule]") else hook
+        self[name] = self._borders.get(of_module) or self._borders.get(hook) or self._none
+        return self[name]
 
 
 def _page_faults() -> int:
