@@ -22,14 +22,14 @@ class StepClock(Profiler):  # type: ignore[misc]
     """Splits each step of a training into `PHASES`. A Trainer has it as its profiler and tells it of all it does.
 
     There is one mark a border, which ends a phase and begins the next, so that nothing is counted twice and the phases
-    of a step add up to its time exactly. Within a phase another may lie, such as both passes within the optimizer's
-    `step`, which calls them: that time is the inner one's alone.
+    of a step add up to its time exactly. Lightning says when it fetches a batch and moves it, the `Learner` when it
+    calculates.
 
-    A step begins with the wait for its batch, and is over when the next wait begins after the weights were updated:
-    with gradients that are accumulated, be it over several batches or over parts of one, it has several forward and
-    backward passes. What happens between steps and between epochs (callbacks, schedules, checkpoints) is `other`
-    of the step before. Making an epoch's iterator is `data`, but for the first, which is made before training starts.
-    Of a resumed training the clock holds the steps of this process.
+    A step begins with the wait for its batch, and is over when the next wait begins after the weights were updated; it
+    may have several forward and backward passes, one for each part of its rows. What happens between steps and between
+    epochs (callbacks, schedules, checkpoints) is `other` of the step before. Making an epoch's iterator is `data`, but
+    for the first, which is made before training starts. Of a resumed training the clock holds the steps of this
+    process.
 
     Args:
         finish: returns when all that was asked of the device is done; called at each border, so that work which runs
@@ -93,18 +93,15 @@ class StepClock(Profiler):  # type: ignore[misc]
         """Prints nothing: whoever lent the clock reads it."""
 
     def _borders(self) -> Mapping[str, _Action]:
-        """Hook or action of Lightning -> what its beginning and its end mean.
-
-        The backward pass lies between two hooks: in manual optimization Lightning tells of nothing around it.
-        """
+        """Action of Lightning, or of the `Learner` -> what its beginning and its end mean."""
         return {
             "run_training_epoch": _Action(self._open, _nothing),
             "train_dataloader_next": _Action(self._await, self._receive),
             "batch_to_device": _Action(partial(self._enter, _TRANSFER), self._leave),
-            "training_step": _Action(partial(self._enter, _FORWARD), self._leave),
-            "[LightningModule]on_before_backward": _Action(_nothing, partial(self._enter, _BACKWARD)),
-            "[LightningModule]on_after_backward": _Action(self._leave, _nothing),
-            "optimizer_step": _Action(partial(self._enter, _OPTIMIZER), self._update),
+            "forward": _Action(partial(self._enter, _FORWARD), self._leave),
+            "backward": _Action(partial(self._enter, _BACKWARD), self._leave),
+            "optimizer": _Action(partial(self._enter, _OPTIMIZER), self._leave),
+            "optimizer_step": _Action(_nothing, self._update),
             "on_train_end": _Action(self._end, _nothing),
         }
 
@@ -135,7 +132,6 @@ class StepClock(Profiler):  # type: ignore[misc]
         self._inside.pop()
 
     def _update(self) -> None:
-        self._leave()
         self._updated = True
 
     def _mark(self) -> None:
@@ -192,9 +188,7 @@ class _Actions(dict[str, _Action]):
         self._borders, self._none = borders, _Action(_nothing, _nothing)
 
     def __missing__(self, name: str) -> _Action:
-        hook = name.rpartition(".")[2]
-        of_module = "[LightningModule]" + hook if name.startswith("[LightningModule]") else hook
-        self[name] = self._borders.get(of_module) or self._borders.get(hook) or self._none
+        self[name] = self._borders.get(name.rpartition(".")[2], self._none)
         return self[name]
 
 
