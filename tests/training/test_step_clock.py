@@ -1,5 +1,6 @@
 """The clock of a training's steps, with a fake one that ticks once whenever it is read."""
 
+import time
 from itertools import count
 
 import numpy as np
@@ -156,6 +157,18 @@ def test_memory_that_is_touched_for_the_first_time_is_counted():
     faults = trained(StepClock(), Hungry()).page_faults
     assert faults.shape == (BATCHES,)
     assert (faults >= 16).all()  # 32 MB, in pages of 2 MB at most
+
+
+def test_a_thread_that_sleeps_is_not_ready():
+    class Sleepy(Parts):
+        def loss(self, batch):
+            time.sleep(0.05)
+            return super().loss(batch)
+
+    clock = trained(StepClock(), Sleepy())
+    assert clock.delays_ms.shape == (BATCHES,)
+    assert (clock.delays_ms >= 0).all()
+    assert (clock.phases_ms.sum(1) - clock.delays_ms >= 50).all()
 
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=12, lr=0.01, weight_decay=0.01)

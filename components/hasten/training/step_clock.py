@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import weakref
 from array import array
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -41,11 +43,12 @@ class StepClock(Profiler):  # type: ignore[misc]
     def __init__(self, finish: Callable[[], object] | None = None, now: Callable[[], int] = perf_counter_ns) -> None:
         super().__init__()
         self._finish, self._now = finish, now
-        self._steps, self._faults = array("q"), array("q")
+        self._steps, self._faults, self._delays = array("q"), array("q"), array("q")
         self._spent = [0] * len(PHASES)
         self._inside = [_OTHER]  # the last is the phase under way; the first what lies outside of them all
         self._last: int | None = None
-        self._faults_before = 0
+        self._faults_before = self._delay_before = 0
+        self._schedule: int | None = None
         self._updated = False
         self._ranges: list[torch.profiler.record_function] | None = None
         self._actions = _Actions(self._borders())
@@ -74,6 +77,15 @@ class StepClock(Profiler):  # type: ignore[misc]
     def page_faults(self) -> NDArray[np.int64]:
         """(S,) pages of memory that the system gave to this process within each step, without reading a disk."""
         return np.array(self._faults, np.int64)
+
+    @property
+    def delays_ms(self) -> NDArray[np.float64]:
+        """(S,) milliseconds of each step in which its thread was ready and others had the processors.
+
+        Of a training with processes that load batches, which work beside it, it is also them that it waits for. Zeros
+        where the system does not tell.
+        """
+        return np.array(self._delays, np.float64) / 1e6
 
     def name_ranges(self, wanted: bool) -> None:
         """Whether from now on each phase is a range in a trace of PyTorch's profiler, named as in `PHASES`."""
@@ -147,13 +159,15 @@ class StepClock(Profiler):  # type: ignore[misc]
         """The step is over where it has changed the weights; where there was none, the first begins."""
         if self._last is None:
             self._mark()
-            self._faults_before = _page_faults()
+            self._schedule = _schedule(self)
+            self._faults_before, self._delay_before = _page_faults(), _delay_ns(self._schedule)
         elif self._updated:
             self._mark()
             self._steps.extend(self._spent)
-            faults = _page_faults()
+            faults, delay = _page_faults(), _delay_ns(self._schedule)
             self._faults.append(faults - self._faults_before)
-            self._faults_before, self._updated = faults, False
+            self._delays.append(delay - self._delay_before)
+            self._faults_before, self._delay_before, self._updated = faults, delay, False
             self._spent = [0] * len(PHASES)
 
     def _end(self) -> None:
@@ -194,3 +208,18 @@ class _Actions(dict[str, _Action]):
 
 def _page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def _schedule(owner: object) -> int | None:
+    """The kernel's account of this thread, open as long as there is an owner (proc(5), /proc/pid/schedstat)."""
+    try:
+        account = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:
+        return None
+    weakref.finalize(owner, os.close, account)
+    return account
+
+
+def _delay_ns(schedule: int | None) -> int:
+    """Nanoseconds that the thread has waited for a processor: the second of three figures."""
+    return 0 if schedule is None else int(os.pread(schedule, 64, 0).split()[1])
