@@ -138,7 +138,7 @@ def images(num_rows: int, *shape: int) -> Rows:
 
 
 def photographs(num_rows: int) -> Rows:
-    """JPEG files of 256x256 pixels, which take about a millisecond to decode and to shrink to 32x32."""
+    """JPEG files of 512x512 pixels, which take some milliseconds to decode and to shrink to 32x32."""
     from PIL import Image
 
     generator = np.random.default_rng(0)
@@ -146,7 +146,7 @@ def photographs(num_rows: int) -> Rows:
     for row in range(num_rows):
         coarse = Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
         file = io.BytesIO()
-        coarse.resize((256, 256), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        coarse.resize((512, 512), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         files[row] = file.getvalue()
     return Rows(
         inputs={INPUT: files},
@@ -181,7 +181,7 @@ CAUSES = {
         expected="memory",
         model=lambda: Pointwise(input_shape=(3, 64, 64), num_outputs=CLASSES),
         rows=lambda num_rows: images(num_rows, 3, 64, 64),
-        batch_size=64,
+        batch_size=32,
         plain=Way(told="as it is"),
         strategies=(
             Way(told="trainer.micro_batches=16", step={"micro_batches": 16}),

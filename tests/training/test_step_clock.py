@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from hasten.core.interfaces import Rows, Silent
-from hasten.core.sections import TrainingSettings
+from hasten.core.sections import Step, TrainingSettings
 from hasten.core.trial import PHASES
 from hasten.tasks.classification import Classification
 from hasten.training.fit import fit
@@ -189,7 +189,7 @@ class Until(Silent):
             raise Stop
 
 
-def fitted(folder, clock=None, progress=None):
+def fitted(folder, clock=None, progress=None, **more):
     torch.manual_seed(1)
     generator = np.random.default_rng(0)
     rows = Rows(
@@ -208,6 +208,7 @@ def fitted(folder, clock=None, progress=None):
         what="model",
         key="model.training",
         clock=clock,
+        **more,
     )
 
 
@@ -230,3 +231,14 @@ def test_of_a_resumed_training_the_clock_has_the_steps_of_this_process(tmp_path)
     # The augmentation and the pass itself, each with a mark at its end.
     assert set(after.phases_ms[:, PHASES.index("forward")]) == {2.0}
     assert set(after.phases_ms[:, PHASES.index("backward")]) == {1.0}
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_each_part_of_a_batch_has_both_passes_and_the_step_one_update(tmp_path, micro_batches):
+    clock = StepClock(now=Ticks())
+    fitted(tmp_path, clock, step=Step(micro_batches=micro_batches))
+    assert clock.num_steps == SETTINGS.epochs * STEPS_PER_EPOCH
+    phases = dict(zip(PHASES, clock.phases_ms.T.tolist(), strict=True))
+    assert set(phases["backward"]) == {micro_batches}
+    assert set(phases["forward"]) == {micro_batches + 1}  # and what changes the batch before it is divided
+    assert set(phases["optimizer"]) == {2.0}  # old gradients are dropped, and the weights updated
