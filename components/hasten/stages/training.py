@@ -27,6 +27,7 @@ from hasten.stages.stage import (
     module_stage,
     sources,
     teaching_stages,
+    write_notes,
 )
 from hasten.training.fit import Fitted, fit
 
@@ -175,6 +176,7 @@ class StageBench:
             teacher_outputs=outputs,
         )
         self._add_curves(fitted.curves)
+        write_notes(self.folder, fitted.notes)
         return fitted
 
     def _add_curves(self, curves: Mapping[str, Sequence[float]]) -> None:

@@ -26,6 +26,7 @@ from hasten.core.interfaces import Augment, Distillation, Progress, Rows, Task
 from hasten.core.sections import Accelerator, Step, TrainingSettings
 from hasten.training.determinism import reproducible
 from hasten.training.device import LIGHTNING, device_of
+from hasten.training.recompute import budgeted
 from hasten.training.sampler import Batches, ResumableBatches, as_is
 from hasten.training.step import compiling, scaled
 
@@ -44,10 +45,12 @@ class Fitted:
         model: with the weights of its best epoch where the settings have a patience, else of its last.
         curves: `train_loss`, with classes `train_accuracy` (means over the epoch's batches, in training mode), `lr`
             (of the epoch's last step), and with a patience `held_out_loss` (in eval mode, at the epoch's end).
+        notes: what the user should know of how it was calculated, one sentence each.
     """
 
     model: nn.Module
     curves: Mapping[str, list[float]]
+    notes: tuple[str, ...] = ()
 
 
 def fit(
@@ -93,7 +96,8 @@ def fit(
 
     Raises:
         PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, there is
-            no row to hold out, the accelerator can't calculate the same twice, or the model can't be compiled.
+            no row to hold out, the accelerator can't calculate the same twice, the model can't be compiled, or its
+            activations can't be made to fit their budget.
         ConfigError: the distillation names a layer that there is not.
         ValueError: a distillation loss without a teacher or the other way round, or stored outputs of a teacher that
             can't be its answers: for rows that are changed at random, of another number, or where layers are compared.
@@ -116,7 +120,7 @@ def fit(
         data = Batches(*map(torch.from_numpy, arrays))
         train, judge = _divided(data, rows, settings, seed, key)
         whole = scaled(settings, step, len(train))
-        steps_per_epoch = len(train) // whole.batch_size
+        steps_per_epoch, part_rows = len(train) // whole.batch_size, math.ceil(whole.batch_size / step.micro_batches)
         learner = Learner(
             student,
             task,
@@ -141,7 +145,7 @@ def fit(
         if judge is not None and settings.patience is not None:
             held_out = HeldOut(
                 judge,
-                batch_size=math.ceil(whole.batch_size / step.micro_batches),
+                batch_size=part_rows,
                 steps_per_epoch=steps_per_epoch,
                 patience=settings.patience,
             )
@@ -157,12 +161,14 @@ def fit(
             generator=torch.Generator(),
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
-        _run(trainer, learner, loader, folder, accelerator=accelerator, remedy=remedy)
+        few = dict(zip(rows.inputs, train.__getitems__(list(range(min(4, len(train))))), strict=False))
+        with budgeted(student, step, few, part_rows, what) as notes:
+            _run(trainer, learner, loader, folder, accelerator=accelerator, remedy=remedy)
         if held_out is not None:
             held_out.restore(student)
     if step.layout != "contiguous":
         student.to(memory_format=torch.contiguous_format)
-    return Fitted(model=student.cpu().eval(), curves=learner.curves)
+    return Fitted(model=student.cpu().eval(), curves=learner.curves, notes=notes)
 
 
 def _check_teaching(
