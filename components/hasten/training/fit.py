@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import json
 import logging
@@ -162,7 +163,7 @@ def fit(
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
         few = dict(zip(rows.inputs, train.__getitems__(list(range(min(4, len(train))))), strict=False))
-        with budgeted(student, step, few, part_rows, what) as notes:
+        with budgeted(student, step, few, part_rows, what) as notes, _little_garbage():
             _run(trainer, learner, loader, folder, accelerator=accelerator, remedy=remedy)
         if held_out is not None:
             held_out.restore(student)
@@ -304,6 +305,20 @@ def _run(
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _little_garbage() -> Iterator[None]:
+    """Where the garbage collector leaves alone what there is already: to go through all objects of the libraries takes
+    it longer than many a step."""
+    if gc.get_freeze_count():  # somebody else's, whom thawing them would surprise
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
