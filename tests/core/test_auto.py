@@ -18,6 +18,7 @@ from hasten.core.groups import conf_folder
 from hasten.core.interfaces import Target
 from hasten.core.preflight import check_values
 from hasten.core.recipe import Composer, Recipe
+from hasten.core.sections import Accelerator, Step
 from hasten.session import Session
 
 H100 = "NVIDIA H100 80GB HBM3, 81559, 550.54.15, 9.0\n"
@@ -139,6 +140,31 @@ class TestATpu:
         self.plugged(tmp_path / "v4", "0x005e")
         monkeypatch.setattr(tpu, "find_spec", lambda name: None)
         assert "torch_xla is not installed (its newest release, 2.9, is for torch 2.9)" in (tpu.tpu_problem() or "")
+
+
+class TestAStep:
+    def reasons(self, accelerator: Accelerator, **knobs: Any) -> list[str]:
+        return list(auto.uncalculable(Step(**knobs), accelerator))
+
+    @pytest.mark.parametrize(("accelerator", "variable"), [("cpu", "CXX"), ("cuda", "CC")])
+    def test_is_compiled_where_there_is_a_compiler(
+        self, accelerator: Accelerator, variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        compiler = tmp_path / "compiler"
+        monkeypatch.setenv(variable, str(compiler))
+        (reason,) = self.reasons(accelerator, compile="default")
+        assert reason.startswith(f"trainer.compile=default needs a compiler, and there is no {compiler}: install it, ")
+        assert self.reasons(accelerator) == []
+        compiler.touch(mode=0o755)
+        assert self.reasons(accelerator, compile="default") == []
+
+    def test_on_a_tpu_is_compiled_by_its_own_library_and_has_no_float16(self) -> None:
+        assert self.reasons("tpu", precision="bfloat16") == []
+        told = self.reasons("tpu", precision="float16", compile="max-autotune")
+        assert [reason.partition(" ")[0] for reason in told] == [
+            "trainer.precision=float16",
+            "trainer.compile=max-autotune",
+        ]
 
 
 @pytest.mark.usefixtures("with_gpu")

@@ -100,6 +100,19 @@ WRONG = [
         ("trainer.schedule=cosin",),
         "schedule must be one of one_cycle, cosine, linear, constant, got 'cosin' (trainer.schedule)",
     ),
+    (
+        ("trainer.precision=int8",),
+        "precision must be one of float32, bfloat16, float16, got 'int8' (trainer.precision)",
+    ),
+    (("trainer.micro_batches=0",), "micro_batches must be an integer of at least 1, got 0 (trainer.micro_batches)"),
+    (
+        ("trainer.activation_budget_mb=0",),
+        "activation_budget_mb must be a number above 0 or null, got 0 (trainer.activation_budget_mb)",
+    ),
+    (
+        ("trainer.compile=default", "trainer.activation_budget_mb=100"),
+        "trainer.activation_budget_mb=100 can't be combined with trainer.compile=default, which decides itself what is",
+    ),
     (("trainer.patience=0",), "patience must be an integer of at least 1 or null, got 0 (trainer.patience)"),
     (("model.training.held_out=1",), "held_out must be a number in (0, 1), got 1 (model.training.held_out)"),
     (

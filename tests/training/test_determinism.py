@@ -36,6 +36,13 @@ def test_threads_and_strictness_hold_inside_alone_even_after_an_error():
     assert before == (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
 
 
+def test_memory_that_is_written_anyway_is_not_filled_first():
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    with reproducible(0, threads=1):
+        assert not torch.empty(100_000).isnan().all()
+    assert torch.utils.deterministic.fill_uninitialized_memory is before
+
+
 def test_the_generators_go_on_outside_as_if_nothing_had_been():
     state = random_state()
     wanted = draw(), draw()

@@ -95,9 +95,9 @@ def folder_digest(node: Mapping[str, Any], without: tuple[str, ...] = ()) -> str
 
 
 def write_notes(folder: Path, notes: Sequence[str]) -> None:
-    """Keeps beside the artefact what the report should say of it."""
+    """Keeps beside the artefact what the report should say of it, after what it is to say already."""
     if notes:
-        write_json(folder / NOTES, list(notes))
+        write_json(folder / NOTES, list(dict.fromkeys((*read_notes(folder), *notes))))
 
 
 def read_notes(folder: Path) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from hasten.stages.stage import (
     module_stage,
     sources,
     teaching_stages,
+    write_notes,
 )
 from hasten.training.cache import resolved
 from hasten.training.fit import Fitted, fit
@@ -200,6 +201,7 @@ class StageBench:
             contents=" ".join(self.inputs[name].name for name in ("data", answers) if name),
         )
         self._add_curves(fitted.curves)
+        write_notes(self.folder, fitted.notes)
         return fitted
 
     def _add_curves(self, curves: Mapping[str, Sequence[float]]) -> None:

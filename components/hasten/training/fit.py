@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import json
 import logging
@@ -29,6 +30,7 @@ from hasten.training.cache import cached, resolved
 from hasten.training.determinism import reproducible
 from hasten.training.device import LIGHTNING, device_of
 from hasten.training.loading import BatchLoader, Readings, delivered_bytes
+from hasten.training.recompute import budgeted
 from hasten.training.sampler import Blocks, ResumableBatches
 from hasten.training.step import compiling, scaled
 
@@ -53,12 +55,14 @@ class Fitted:
             (of the epoch's last step), and with a patience `held_out_loss` (in eval mode, at the epoch's end).
         readings: of each epoch that was trained now: of a training that was resumed, those since then.
         cache: where the rows were kept and why, a sentence; empty where nothing was read.
+        notes: what the user should know of how it was calculated, one sentence each.
     """
 
     model: nn.Module
     curves: Mapping[str, list[float]]
     readings: tuple[Readings, ...] = ()
     cache: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def fit(
@@ -113,7 +117,8 @@ def fit(
 
     Raises:
         PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, there is
-            no row to hold out, the accelerator can't calculate the same twice, or the model can't be compiled.
+            no row to hold out, the accelerator can't calculate the same twice, the model can't be compiled, or its
+            activations can't be made to fit their budget.
         ConfigError: the distillation names a layer that there is not.
         ValueError: a distillation loss without a teacher or the other way round, or stored outputs of a teacher that
             can't be its answers: for rows that are changed at random, of another number, or where layers are compared.
@@ -137,16 +142,17 @@ def fit(
         data = Batches(rows, teacher_outputs)
         train, judge = _divided(data, rows, settings, seed, key)
         whole = scaled(settings, step, len(train))
-        steps_per_epoch = len(train) // whole.batch_size
+        steps_per_epoch, part_rows = len(train) // whole.batch_size, math.ceil(whole.batch_size / step.micro_batches)
         loader = resolved(loader, rows)
         blocks = Blocks(rows=loader.block_rows, window=loader.window_blocks) if loader.order == "blocks" else None
+        names = tuple(few(rows).inputs)
         learner = Learner(
             student,
             task,
             whole,
             step,
             device=device_of(accelerator).type,
-            names=tuple(few(rows).inputs),
+            names=names,
             classes=bool(np.issubdtype(rows.targets.dtype, np.integer)),
             lesson=lesson,
             augment=augment,
@@ -167,7 +173,7 @@ def fit(
         if judge is not None and settings.patience is not None:
             held_out = HeldOut(
                 judge,
-                batch_size=math.ceil(whole.batch_size / step.micro_batches),
+                batch_size=part_rows,
                 steps_per_epoch=steps_per_epoch,
                 patience=settings.patience,
             )
@@ -178,13 +184,24 @@ def fit(
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
         pin = loader.pin_memory and accelerator == "cuda"
-        with BatchLoader(train, order, loader, pin=pin, delivered=delivered) as batches:
+        sample = dict(zip(names, train.__getitems__(np.arange(min(4, len(train)))), strict=False))
+        with (
+            budgeted(student, step, sample, part_rows, what) as notes,
+            BatchLoader(train, order, loader, pin=pin, delivered=delivered) as batches,
+            _little_garbage(),
+        ):
             _run(trainer, learner, batches, folder, accelerator=accelerator, remedy=remedy)
         if held_out is not None:
             held_out.restore(student)
     if step.layout != "contiguous":
         student.to(memory_format=torch.contiguous_format)
-    return Fitted(model=student.cpu().eval(), curves=learner.curves, readings=tuple(batches.readings), cache=cache)
+    return Fitted(
+        model=student.cpu().eval(),
+        curves=learner.curves,
+        readings=tuple(batches.readings),
+        cache=cache,
+        notes=notes,
+    )
 
 
 def few(rows: Rows) -> Rows:
@@ -336,6 +353,20 @@ def _run(
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _little_garbage() -> Iterator[None]:
+    """Where the garbage collector leaves alone what there is already: to go through all objects of the libraries takes
+    it longer than many a step."""
+    if gc.get_freeze_count():  # somebody else's, whom thawing them would surprise
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
