@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/slow_steps.py
     .venv/bin/python benchmarks/slow_steps.py --causes "huge activations" --rounds 5 --threads 1
 
-Each cause is a training of its own that is trained as it is, with the strategies that address it, and as it is again,
-in turns, each time in a process of its own; of each process the undisturbed steps after the first few count. Prints a
-Markdown table: what was injected, the bottleneck with the shares of a step, the evidence, and the gain of each strategy
-in samples per second (median over the rounds of the ratio, with its 95 % interval), with the bottleneck that is left.
+Each cause is a training of its own, as it is and with each of the strategies that address it, in turns, each time in a
+process of its own; of each process the undisturbed steps after the first few count. Prints a Markdown table: what was
+injected, the bottleneck with the shares of a step, and of each strategy the gain in samples per second (median over the
+rounds of the ratio, with its 95 % interval) and the bottleneck that is left; below it the evidence.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def main() -> None:
     roofline = probe(asked.threads).to_dict()
     print(f"{asked.rounds} rounds, {asked.threads} threads\n")
     print("| injected | expected | diagnosis | shares of a step | strategy | gain | left |")
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|", flush=True)
     told = []
     for name in asked.causes:
         cause = CAUSES[name]
@@ -227,7 +227,7 @@ def main() -> None:
         ]
         plain, *others = zip(*rounds, strict=True)
         found = _profile(plain, roofline)
-        print(f"| {name} | {cause.expected} | {found.bottleneck} | {_shares(found)} |  |  |  |")
+        print(f"| {name} | {cause.expected} | {found.bottleneck} | {_shares(found)} |  |  |  |", flush=True)
         told.append((name, found.evidence))
         for way, runs in zip(cause.strategies, others, strict=True):
             left = _profile(runs, roofline)

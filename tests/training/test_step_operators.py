@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from hasten.core.errors import MeasurementError
-from hasten.core.interfaces import Rows, Silent
-from hasten.core.sections import TrainingSettings
+from hasten.core.interfaces import Augment, Rows, Silent
+from hasten.core.sections import Step, TrainingSettings
 from hasten.tasks.classification import Classification
 from hasten.training.fit import fit
 from hasten.training.step_clock import StepClock
@@ -135,3 +135,40 @@ def test_a_training_that_ends_too_early_has_no_figures(tmp_path):
     train(tmp_path, steps=4, clock=clock, callbacks=[watch])
     with pytest.raises(MeasurementError, match="steps 3 to 6, and the training ended after 4"):
         watch.figures  # noqa: B018
+
+
+@pytest.mark.parametrize("last", [3, 6])
+def test_nothing_is_watched_once_a_training_was_stopped_within_a_step(tmp_path, last):
+    class Stop(BaseException):
+        pass
+
+    class Stopping(Augment):
+        """Ends the training in a step whose operators are timed, or counted."""
+
+        steps = 0
+
+        def __call__(self, inputs):
+            Stopping.steps += 1
+            if Stopping.steps == last:
+                raise Stop
+            return inputs
+
+    clock = StepClock()
+    with pytest.raises(Stop):
+        train(tmp_path, clock=clock, callbacks=[OperatorWatch(clock, first=2, steps=3)], augment=[Stopping()])
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+    assert not torch.autograd._profiler_enabled()
+
+
+@pytest.mark.slow
+def test_what_a_compiler_made_is_timed_and_its_work_counted_as_without_it(tmp_path, watched):
+    *_, eager = watched
+    clock = StepClock()
+    watch = OperatorWatch(clock, first=2, steps=3)
+    train(tmp_path, clock=clock, callbacks=[watch], step=Step(compile="default"))
+    assert {("forward", "fused"), ("backward", "fused")} <= {
+        (each.phase, each.kind) for each in watch.figures.operators
+    }
+    for kind in ("convolution", "linear"):
+        assert work_of(watch, "forward", kind) == work_of(eager, "forward", kind)
+        assert work_of(watch, "backward", kind) == work_of(eager, "backward", kind)

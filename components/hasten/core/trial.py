@@ -233,7 +233,7 @@ class StepProfile:
         step_ms: mean wall time of a step.
         phases_ms: each of `PHASES` -> mean milliseconds of a step; they add up to `step_ms`.
         shares: bottleneck -> share of the step: data, transfer, compute, memory, overhead (and communication); they add
-            up to 1.
+            up to 1. Where a memory limit is broken also capacity, the share of the bytes that has to go.
         bottleneck: the class that holds the most time, or `capacity` where a memory limit is broken.
         evidence: sentences with the figures that say so.
         operators: of the forward and backward passes and the update, summed over one step.

@@ -138,10 +138,10 @@ class StepClock(Profiler):  # type: ignore[misc]
             self._ranges[-1].__enter__()
 
     def _leave(self) -> None:
-        if self._ranges:
-            self._ranges.pop().__exit__(None, None, None)
         self._mark()
         self._inside.pop()
+        if self._ranges:
+            self._ranges.pop().__exit__(None, None, None)
 
     def _update(self) -> None:
         self._updated = True

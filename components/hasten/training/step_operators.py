@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import resource
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -101,6 +101,22 @@ class OperatorWatch(pl.Callback):  # type: ignore[misc]
             self._counting = None
             self._figures = _figures(self._watched, self._work, _idle_us(pl_module.device))
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        """Leaves nothing watched where a training ends within a step."""
+        if self._profiler is not None:
+            self._clock.name_ranges(False)
+            self._profiler.stop()
+            self._profiler = None
+        if self._counting is not None:
+            self._counting.close()
+            self._counting = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Watched:
@@ -113,32 +129,18 @@ class _Watched:
     @classmethod
     def of(cls, profiler: profile, device: torch.device) -> _Watched:
         times: dict[tuple[str, str], list[float]] = defaultdict(list)
-        phases_ms: Counter[str] = Counter()
-        on_device = device.type == "cuda"
-        for event in profiler.events() or ():
+        phases_ms: dict[str, float] = defaultdict(float)
+        events = profiler.events() or ()
+        for event in events:
             if event.name in CALCULATING:
-                phases_ms[event.name] += _own_ms(event)
-        for phase, name, own_ms in _operators(profiler.events() or (), on_device):
+                phases_ms[event.name] += event.cpu_time_total / 1e3
+        for phase, name, own_ms in _operators(events, device.type == "cuda"):
             times[phase, "optimizer" if phase == "optimizer" else name].append(own_ms)
         return cls(
             milliseconds={key: sum(found) for key, found in times.items()},
             calls={key: len(found) for key, found in times.items()},
             phases_ms=dict(phases_ms),
         )
-
-
-def _own_ms(phase: Any) -> float:
-    """Of a phase without those within it."""
-    inner = (each for each in _below(phase) if each.name in CALCULATING)
-    return float(phase.cpu_time_total - sum(each.cpu_time_total for each in inner)) / 1e3
-
-
-def _below(event: Any) -> Iterator[Any]:
-    """All that is nested in an event, down to the phases that begin there."""
-    for child in event.cpu_children:
-        yield child
-        if child.name not in CALCULATING:
-            yield from _below(child)
 
 
 def _operators(events: Iterable[Any], on_device: bool) -> Iterator[tuple[str, str, float]]:
