@@ -135,7 +135,7 @@ class StepClock(Profiler):  # type: ignore[misc]
         self._inside.append(phase)
         if self._ranges is not None:
             self._ranges.append(torch.profiler.record_function(PHASES[phase]))
-            self._ranges[-1].__enter__()
+            self._ranges[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self) -> None:
         self._mark()

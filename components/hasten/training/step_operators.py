@@ -130,7 +130,7 @@ class _Watched:
     def of(cls, profiler: profile, device: torch.device) -> _Watched:
         times: dict[tuple[str, str], list[float]] = defaultdict(list)
         phases_ms: dict[str, float] = defaultdict(float)
-        events = profiler.events() or ()
+        events = _events(profiler)
         for event in events:
             if event.name in CALCULATING:
                 phases_ms[event.name] += event.cpu_time_total / 1e3
@@ -143,14 +143,18 @@ class _Watched:
         )
 
 
+def _events(profiler: profile) -> Sequence[Any]:
+    events: Sequence[Any] | None = profiler.events()  # type: ignore[no-untyped-call]
+    return events or ()
+
+
 def _operators(events: Iterable[Any], on_device: bool) -> Iterator[tuple[str, str, float]]:
     """Phase, kind and milliseconds of each operator with all that is below it.
 
     Of a chain of operators that call one another the outermost with a known kind counts; what an operator of no known
     kind does itself is `other`. A graph that was compiled holds operators and kernels of its own, which are `fused`.
     """
-    roots = [(event, None) for event in events if event.cpu_parent is None]
-    stack: list[tuple[Any, str | None]] = roots
+    stack: list[tuple[Any, str | None]] = [(event, None) for event in events if event.cpu_parent is None]
     while stack:
         event, phase = stack.pop()
         phase = event.name if event.name in PHASES else phase
@@ -172,14 +176,14 @@ def _kind(event: str) -> str | None:
     return kind(event) if event.startswith("aten::") else None
 
 
-class _Work(TorchDispatchMode):
+class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators of a step, with their FLOPs by the formulas of `torch.utils.flop_counter` and their bytes.
 
     Under it, what `torch.compile` made runs as eager PyTorch.
     """
 
     def __init__(self, clock: StepClock, module: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._clock = clock
         self._weights = {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
         self._kept: dict[int, int] = {}
@@ -280,7 +284,7 @@ def _idle_us(device: torch.device) -> dict[tuple[str, str], float]:
         net = nn.Sequential(*layers).to(device)
     row = torch.ones(2, 1, 4, 4, device=device)
     for _ in range(3):
-        net(row).sum().backward()  # type: ignore[no-untyped-call]
+        net(row).sum().backward()
     with _profiler(device) as profiler:
         for _ in range(_IDLE_REPEATS):
             with record_function("forward"):
@@ -290,7 +294,7 @@ def _idle_us(device: torch.device) -> dict[tuple[str, str], float]:
             with record_function("optimizer"), torch.no_grad():
                 row.mul_(1.0)
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for phase, name, own_ms in _operators(profiler.events() or (), device.type == "cuda"):
+    for phase, name, own_ms in _operators(_events(profiler), device.type == "cuda"):
         times[phase, "elementwise" if phase == "optimizer" else name].append(1e3 * own_ms)
     return {key: median(found) for key, found in times.items()}
 
