@@ -286,8 +286,7 @@ class TrainingEvaluation:
         references: samples per second of the same, as they were measured beside it.
         memory_bytes: peak anonymous memory of the training process and its workers; mapped files are not counted.
         start_seconds: from the start of the process to its first finished step: loading, compiling.
-        loss: against the baseline; None for the baseline itself.
-        starved: share of the timed rounds in which another process had the CPU for part of the time.
+        loss: against the baseline; None for the baseline itself, and where it is not worth a comparison.
         notes: what the training says of itself, such as where its rows are cached.
     """
 
@@ -299,7 +298,6 @@ class TrainingEvaluation:
     memory_bytes: int
     start_seconds: float
     loss: LossCurves | None
-    starved: float = 0.0
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

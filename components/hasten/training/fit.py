@@ -67,6 +67,8 @@ def fit(
     teacher_outputs: NDArray[np.float32] | None = None,
     teachers: Sequence[nn.Module] = (),
     augment: Sequence[Augment] = (),
+    steps: int | None = None,
+    watchers: Sequence[pl.Callback] = (),
 ) -> Fitted:
     """Trains a copy of a model: AdamW (Loshchilov and Hutter 2019), with a schedule of `training.schedule`.
 
@@ -87,6 +89,8 @@ def fit(
         teacher_outputs: (B, *output_shape), an answer for each of the rows.
         teachers: in eval mode, in place of `teacher_outputs`: they are asked about every batch as it was changed.
         augment: changes the inputs of every batch at random.
+        steps: after which the training ends, with its whole schedule in them, in place of `settings.epochs`.
+        watchers: Lightning's callbacks that follow the training.
 
     Raises:
         PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, there is
@@ -109,6 +113,7 @@ def fit(
         train, judge = _divided(data, rows, settings, seed, key)
         batch_size = min(settings.batch_size, len(train))
         steps_per_epoch = len(train) // batch_size
+        total_steps = settings.epochs * steps_per_epoch if steps is None else steps
         learner = Learner(
             student,
             task,
@@ -118,22 +123,23 @@ def fit(
             lesson=lesson,
             augment=augment,
             steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
             identity=_identity(
                 [student, *teachers, *([] if lesson is None else [lesson])],
                 data,
-                [asdict(settings), seed, threads, accelerator, repr(loss), repr(task), repr(augment)],
+                [asdict(settings), total_steps, seed, threads, accelerator, repr(loss), repr(task), repr(augment)],
             ),
             what=what,
             key=key,
         )
-        callbacks: list[pl.Callback] = [ProgressOfSteps(progress, what, settings.epochs * steps_per_epoch)]
+        callbacks: list[pl.Callback] = [ProgressOfSteps(progress, what, total_steps), *watchers]
         held_out = None
         if judge is not None and settings.patience is not None:
             held_out = HeldOut(
                 judge, batch_size=batch_size, steps_per_epoch=steps_per_epoch, patience=settings.patience
             )
             callbacks.append(held_out)
-        trainer = _trainer(accelerator, settings.epochs, folder, checkpoint_seconds, callbacks)
+        trainer = _trainer(accelerator, total_steps, folder, checkpoint_seconds, callbacks)
         loader = DataLoader(
             train,
             batch_sampler=ResumableBatches(len(train), batch_size, seed, lambda: _position(trainer, steps_per_epoch)),
@@ -216,7 +222,7 @@ def _identity(models: Sequence[nn.Module], data: Batches, knobs: list[Any]) -> s
 
 def _trainer(
     accelerator: Accelerator,
-    epochs: int,
+    steps: int,
     folder: Path,
     checkpoint_seconds: float,
     callbacks: Sequence[pl.Callback],
@@ -240,7 +246,8 @@ def _trainer(
     return pl.Trainer(
         accelerator=LIGHTNING[accelerator],
         devices=1,
-        max_epochs=epochs,
+        max_epochs=-1,
+        max_steps=steps,
         callbacks=[RandomState(), *callbacks, checkpoints],
         # Named, so that a SLURM or torchrun environment round the process is not taken for a cluster to join.
         plugins=[LightningEnvironment(), CheckpointsOfTpu() if accelerator == "tpu" else DurableCheckpoints()],

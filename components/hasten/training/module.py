@@ -33,6 +33,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         lesson: that the model is taught; None for the task's loss.
         augment: what is done to the inputs of a batch, one after the other.
         steps_per_epoch: batches of a whole epoch.
+        total_steps: of the training, over which the learning rate goes through its schedule.
         identity: of the training, kept in its checkpoints.
         what: is trained, for error messages.
         key: of the config section with the settings.
@@ -49,13 +50,15 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         lesson: Lesson | None,
         augment: Sequence[Augment],
         steps_per_epoch: int,
+        total_steps: int,
         identity: str,
         what: str,
         key: str,
     ) -> None:
         super().__init__()
         self.model, self.lesson = model, lesson
-        self._task, self._settings, self._steps_per_epoch = task, settings, steps_per_epoch
+        self._task, self._settings = task, settings
+        self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self._names, self._classes, self._augment = names, classes, augment
         self.identity, self._what, self._key = identity, what, key
         self.curves: dict[str, list[float]] = {name: [] for name in curve_names(classes)}
@@ -98,8 +101,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
             weight_decay=self._settings.weight_decay,
             fused=self.device.type != "xla",  # for which PyTorch has no fused one
         )
-        total_steps = self._settings.epochs * self._steps_per_epoch
-        schedule = scheduler(self._settings.schedule, optimizer, self._settings.lr, total_steps)
+        schedule = scheduler(self._settings.schedule, optimizer, self._settings.lr, self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
