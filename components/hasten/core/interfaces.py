@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from hasten.core.trial import Choice, Estimate, Profile, Result, Strategy, Trial
+    from hasten.core.trial import Choice, Diagnosis, Estimate, Result, Strategy, TrainingResult, Trial
 
 
 INPUT = "input"
@@ -619,7 +619,7 @@ class Planner(abc.ABC):
     def choose(
         self,
         history: Sequence[Trial],
-        profile: Profile,
+        profile: Diagnosis,
         strategies: Sequence[Strategy],
         best: Trial,
         *,
@@ -644,7 +644,7 @@ class Planner(abc.ABC):
     def why_stopped(
         self,
         history: Sequence[Trial],
-        profile: Profile,
+        profile: Diagnosis,
         strategies: Sequence[Strategy],
         best: Trial,
         *,
@@ -692,7 +692,7 @@ class Tracker(abc.ABC):
         """
 
     @abc.abstractmethod
-    def finish(self, result: Result | None, folder: Path, status: str) -> None:
+    def finish(self, result: Result | TrainingResult | None, folder: Path, status: str) -> None:
         """Closes the record.
 
         Args:

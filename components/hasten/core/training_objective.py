@@ -37,37 +37,68 @@ class TrainingObjective:
     candidate_seeds: Annotated[int, Ge(1)] = 2
 
 
+TRAINING = "training"
+"""Value of `objective.optimize` where training is what is made faster."""
+
+PLAIN_TRAINING = (
+    "student=same",
+    "distillation=none",
+    "pruning=none",
+    "quantization=none",
+    "engine=eager",
+    "loader=plain",
+    "trainer.precision=float32",
+    "trainer.compile=none",
+    "trainer.layout=contiguous",
+    "trainer.optimizer_kernels=for_loop",
+    "trainer.batch_factor=1",
+    "trainer.micro_batches=1",
+    "trainer.activation_budget_mb=null",
+)
+"""The edit that trains the user's model as a Lightning script does that says nothing: a `Dataset` and a `DataLoader`,
+float32, and PyTorch's defaults."""
+
+
 def judge_training(candidate: TrainingEvaluation, best: TrainingEvaluation, objective: TrainingObjective) -> Judgement:
     """Accepts what surely trains more rows per second than the best so far, within its memory, and learns as well."""
-    excess = memory_excess(candidate, objective)
-    if excess and excess >= memory_excess(best, objective):
-        return _rejected(f"{_memory(candidate, objective)}")
+    excess, before = (memory_excess(each.memory_bytes, objective) for each in (candidate, best))
+    if excess and excess >= before:
+        return _rejected(_memory(candidate, objective))
     gained = candidate.speedup["previous"]
     told = f"{gained.value:.2f}x the rows per second of the best before [{gained.low:.2f}, {gained.high:.2f}]"
-    closer = excess < memory_excess(best, objective)
+    closer = excess < before
     if not closer and (reason := _no_gain(gained, objective)):
         return _rejected(f"{reason}: {told}")
     if candidate.loss is None:
-        raise ValueError("a training that is faster can't be judged before its loss is compared")
+        return _rejected(f"its loss was not compared with the baseline's; {told}")
     if not candidate.loss.holds:
         return _rejected(f"faster, but it does not learn as well: {candidate.loss.reason}; {told}")
     start = f"closer to the limit, {_memory(candidate, objective)}; " if closer and excess else ""
     return Judgement(verdict="accepted", holds=excess == 0, reason=f"{start}{told}; loss {candidate.loss.reason}")
 
 
-def is_faster(candidate: TrainingEvaluation, best: TrainingEvaluation, objective: TrainingObjective) -> bool:
-    """Whether it would be accepted if it learned as well, so that its loss is worth comparing."""
-    before, excess = memory_excess(best, objective), memory_excess(candidate, objective)
+def worth_comparing(candidate: TrainingEvaluation, memory_of_best: int, objective: TrainingObjective) -> bool:
+    """Whether it would be accepted if it learned as well.
+
+    Args:
+        memory_of_best: bytes, as of `TrainingEvaluation.memory_bytes`.
+    """
+    before, excess = memory_excess(memory_of_best, objective), memory_excess(candidate.memory_bytes, objective)
     if excess < before:
         return True
     return excess == 0 and _no_gain(candidate.speedup["previous"], objective) is None
 
 
-def memory_excess(evaluation: TrainingEvaluation, objective: TrainingObjective) -> float:
+def binding(evaluation: TrainingEvaluation, objective: TrainingObjective) -> str | None:
+    """The limit that is broken, and by how much; None where it holds."""
+    return _memory(evaluation, objective) if memory_excess(evaluation.memory_bytes, objective) else None
+
+
+def memory_excess(memory_bytes: int, objective: TrainingObjective) -> float:
     """Relative distance beyond the limit of memory; 0 inside."""
     if objective.max_memory_mb is None:
         return 0.0
-    return max(0.0, evaluation.memory_bytes / 1e6 / objective.max_memory_mb - 1)
+    return max(0.0, memory_bytes / 1e6 / objective.max_memory_mb - 1)
 
 
 def _no_gain(gained: Ratio, objective: TrainingObjective) -> str | None:

@@ -96,11 +96,11 @@ class Pace:
             }
         )
 
-    def pair(self, reference: str | None) -> Pace:
-        """The candidate alone, or with one of its references."""
-        names = (CANDIDATE, *([reference] if reference else []))
+    def pair(self, reference: str | None, name: str) -> Pace:
+        """The candidate alone, or with one of its references under another name."""
+        names = {CANDIDATE: CANDIDATE, **({name: reference} if reference else {})}
         kept = {
-            key: {name: getattr(self, key)[name] for name in names}
+            key: {new: getattr(self, key)[old] for new, old in names.items()}
             for key in ("blocks_ms", "batch_sizes", "memory_bytes", "start_seconds", "notes")
         }
         return Pace(**kept, protocol=self.protocol, seed=self.seed)
@@ -192,9 +192,9 @@ class Trainee:
         answer: dict[str, Any] = self._ask("profile", **arguments)
         return answer
 
-    def losses(self, spec: Spec) -> list[float]:
-        """Losses of each step of a training from its start to its end."""
-        answer: list[float] = self._ask("losses", spec=spec)
+    def losses(self, spec: Spec) -> dict[str, Any]:
+        """`losses` of each step of a training from its start to its end, and `batch_size`."""
+        answer: dict[str, Any] = self._ask("losses", spec=spec)
         return answer
 
     def _ask(self, what: str, **arguments: Any) -> Any:

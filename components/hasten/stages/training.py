@@ -31,6 +31,7 @@ from hasten.stages.stage import (
 from hasten.training.fit import Fitted, fit
 
 if TYPE_CHECKING:
+    import pytorch_lightning as pl
     import torch
 
 CURVES = "curves.json"
@@ -138,8 +139,20 @@ class StageBench:
     def fit(self, model: torch.nn.Module) -> torch.nn.Module:
         return self.trained(model, distil=True).model
 
-    def trained(self, model: torch.nn.Module, *, distil: bool) -> Fitted:
-        """Trains a copy as the stage's `training` section says and adds its curves to those beside the artefact."""
+    def trained(
+        self,
+        model: torch.nn.Module,
+        *,
+        distil: bool,
+        steps: int | None = None,
+        watchers: Sequence[pl.Callback] = (),
+    ) -> Fitted:
+        """Trains a copy as the stage's `training` section says and adds its curves to those beside the artefact.
+
+        Args:
+            steps: in place of the section's epochs.
+            watchers: as of `training.fit.fit`.
+        """
         node = self.recipe.section("distillation")
         loss, outputs = None, None
         teachers: list[torch.nn.Module] = []
@@ -171,6 +184,8 @@ class StageBench:
             key=f"{self.section}.training",
             loss=loss,
             teacher_outputs=outputs,
+            steps=steps,
+            watchers=watchers,
         )
         self._add_curves(fitted.curves)
         return fitted

@@ -124,6 +124,7 @@ def fit(
             augment=augment,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
+            batch_size=batch_size,
             identity=_identity(
                 [student, *teachers, *([] if lesson is None else [lesson])],
                 data,

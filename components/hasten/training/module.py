@@ -34,9 +34,14 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         augment: what is done to the inputs of a batch, one after the other.
         steps_per_epoch: batches of a whole epoch.
         total_steps: of the training, over which the learning rate goes through its schedule.
+        batch_size: rows of a step.
         identity: of the training, kept in its checkpoints.
         what: is trained, for error messages.
         key: of the config section with the settings.
+
+    Attributes:
+        last_loss: of the last step.
+        notes: what the report should say of how it was trained, one sentence each.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         augment: Sequence[Augment],
         steps_per_epoch: int,
         total_steps: int,
+        batch_size: int,
         identity: str,
         what: str,
         key: str,
@@ -63,6 +69,8 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.identity, self._what, self._key = identity, what, key
         self.curves: dict[str, list[float]] = {name: [] for name in curve_names(classes)}
         self._sums = {"loss": 0.0, "correct": 0, "rows": 0}
+        self.batch_size, self.last_loss = batch_size, math.nan
+        self.notes: list[str] = []
 
     def on_train_start(self) -> None:
         if self.lesson is not None:
@@ -70,7 +78,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         loss, outputs, targets = self._judged(batch, self._augment)
-        value = loss.item()
+        value = self.last_loss = loss.item()
         if not math.isfinite(value):
             raise PassError(
                 f"the loss became {value} at step {self.global_step + 1} of {self._what}: "
