@@ -289,6 +289,11 @@ def test_a_model_that_wants_one_length_is_refused_an_open_one() -> None:
         ("FullyConnected", "linear"),
         ("Reorder", "copy"),
         ("aten::native_layer_norm", "normalization"),
+        ("aten::native_batch_norm", "normalization"),
+        ("aten.convolution_backward.default", "convolution"),
+        ("aten::threshold_backward", "elementwise"),
+        ("aten._log_softmax_backward_data.default", "normalization"),
+        ("aten::max_pool2d_with_indices_backward", "pooling"),
         ("SomethingElse", "other"),
     ],
 )

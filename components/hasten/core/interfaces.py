@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -515,6 +515,74 @@ class OperatorTime:
     kind: str
     milliseconds: float
     calls: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOperators:
+    """Time of all operators of one kind in one phase of a training step, by PyTorch's profiler.
+
+    Attributes:
+        phase: `forward`, `backward` or `optimizer`.
+        kind: as of an `OperatorTime`, or `optimizer` of the update's; `fused` of a compiler's own kernels.
+        milliseconds: of a step.
+        calls: executions per step.
+        idle_ms: what so many calls of this kind take where they have nothing to do, by the same profiler.
+    """
+
+    phase: str
+    kind: str
+    milliseconds: float
+    calls: float
+    idle_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepWork:
+    """What all operators of one kind that work on tensors of the same sizes ask for in one phase of a training step.
+
+    Attributes:
+        phase: `forward`, `backward` or `optimizer`.
+        kind: as of `StepOperators`.
+        calls: executions per step.
+        flops: of all calls, 2 per multiply-add.
+        num_bytes: that all calls read and write, each tensor once a call.
+        precision: number format of the arithmetic.
+    """
+
+    phase: str
+    kind: str
+    calls: int
+    flops: int
+    num_bytes: int
+    precision: str = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFigures:
+    """What was measured of the operators of a training step, in plain values that go from one process to another.
+
+    Attributes:
+        operators: of the passes and the update.
+        work: of the same, as eager PyTorch does it.
+        watched_ms: phase -> milliseconds of it in a step while its operators were timed, which takes longer.
+        page_fault_us: microseconds until a page of memory that is touched for the first time is there.
+        activation_bytes: kept between the passes, the most at any time of a step; without the parameters.
+    """
+
+    operators: tuple[StepOperators, ...]
+    work: tuple[StepWork, ...]
+    watched_ms: Mapping[str, float]
+    page_fault_us: float
+    activation_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StepFigures:
+        operators = tuple(StepOperators(**each) for each in values["operators"])
+        work = tuple(StepWork(**each) for each in values["work"])
+        return cls(**{**values, "operators": operators, "work": work})
 
 
 Runner = Callable[..., "NDArray[Any]"]

@@ -187,9 +187,9 @@ class Trainee:
         self.memory_bytes = max(self.memory_bytes, anonymous_bytes(self.process.pid))
         return answer
 
-    def profile(self, **arguments: Any) -> dict[str, Any]:
-        """Where the time of the next steps goes."""
-        answer: dict[str, Any] = self._ask("profile", **arguments)
+    def profile(self, spec: Spec, *, warm_up: int, steps: int) -> dict[str, Any]:
+        """`phases_ms` and `page_faults` of so many undisturbed steps after a few others, and `figures` of operators."""
+        answer: dict[str, Any] = self._ask("profile", spec=spec, warm_up=warm_up, steps=steps)
         return answer
 
     def losses(self, spec: Spec) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class Trainee:
         return answer
 
     def _ask(self, what: str, **arguments: Any) -> Any:
-        timeout = START_SECONDS if what in ("begin", "losses") else BLOCK_SECONDS
+        timeout = START_SECONDS if what in ("begin", "losses", "profile") else BLOCK_SECONDS
         return self.process.ask(what, arguments, timeout=timeout, knob="a training step that hangs", pause=0.5)
 
 

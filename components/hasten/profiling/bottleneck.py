@@ -24,6 +24,7 @@ from hasten.core.errors import MeasurementError
 from hasten.core.interfaces import OperatorTime
 from hasten.core.trial import OperatorGroup, Profile
 from hasten.profiling.roofline import Demand, Place, Roofs, demands, place
+from hasten.profiling.told import told_size, told_time
 
 REACHABLE = 0.25
 """Share of the roofline that the kernels of any good engine reach. Measured with one thread on the 21 convolutions of a
@@ -201,12 +202,14 @@ def _group(kind: _Kind, latency_ms: float) -> OperatorGroup:
 
 
 def _overhead(split: _Split, roofs: Roofs, share: float) -> str:
-    parts = [f"{_time(split.outside_ms)} outside the operators"]
+    parts = [f"{told_time(split.outside_ms)} outside the operators"]
     if split.launch_ms > 0:
-        parts.append(f"{_time(split.launch_ms)} of launching {split.calls:.0f} operators")
+        parts.append(f"{told_time(split.launch_ms)} of launching {split.calls:.0f} operators")
     if split.excess_ms > 0:
-        parts.append(f"{_time(split.excess_ms)} inside them beyond {1 / REACHABLE:g} times what the roofline allows")
-    return f"{share:.0%} of {_time(split.latency_ms)} is overhead: {', '.join(parts)}"
+        parts.append(
+            f"{told_time(split.excess_ms)} inside them beyond {1 / REACHABLE:g} times what the roofline allows"
+        )
+    return f"{share:.0%} of {told_time(split.latency_ms)} is overhead: {', '.join(parts)}"
 
 
 def _compute(split: _Split, roofs: Roofs, share: float) -> str | None:
@@ -214,9 +217,10 @@ def _compute(split: _Split, roofs: Roofs, share: float) -> str | None:
         return None
     first = kinds[0]
     return (
-        f"{share:.0%} of {_time(split.latency_ms)} is arithmetic: {first.name} takes {_time(first.milliseconds)} for "
+        f"{share:.0%} of {told_time(split.latency_ms)} is arithmetic: "
+        f"{first.name} takes {told_time(first.milliseconds)} for "
         f"{first.demand.flops / 1e6:.3g} MFLOP, where the peak of {roofs.peak(first.demand.precision):.3g} GFLOP/s"
-        f"{_integers(first.demand, roofs)} allows {_time(first.place.roof_ms)}"
+        f"{_integers(first.demand, roofs)} allows {told_time(first.place.roof_ms)}"
     )
 
 
@@ -231,8 +235,9 @@ def _memory(split: _Split, roofs: Roofs, share: float) -> str | None:
         return None
     first = kinds[0]
     return (
-        f"{share:.0%} of {_time(split.latency_ms)} is memory traffic: {first.name} takes {_time(first.milliseconds)} "
-        f"to move {_size(first.demand.num_bytes)}, where the bandwidth allows {_time(first.place.roof_ms)}"
+        f"{share:.0%} of {told_time(split.latency_ms)} is memory traffic: "
+        f"{first.name} takes {told_time(first.milliseconds)} "
+        f"to move {told_size(first.demand.num_bytes)}, where the bandwidth allows {told_time(first.place.roof_ms)}"
     )
 
 
@@ -242,26 +247,15 @@ _EVIDENCE = {"compute": _compute, "memory": _memory, "overhead": _overhead}
 def _weights(weight_bytes: int, roofs: Roofs) -> str:
     level = roofs.level(weight_bytes)
     holder = "no cache holds" if level == "DRAM" else f"{level} holds"
-    return f"{holder} the {_size(weight_bytes)} of weights, which are read at {roofs.bandwidth_gbs[level]:.3g} GB/s"
+    return f"{holder} the {told_size(weight_bytes)} of weights, which are read at {roofs.bandwidth_gbs[level]:.3g} GB/s"
 
 
 def _capacity(size_bytes: int, limit_bytes: int) -> str:
     above = size_bytes / limit_bytes - 1
-    return f"the files take {_size(size_bytes)}, {above:.0%} above the limit of {_size(limit_bytes)}"
+    return f"the files take {told_size(size_bytes)}, {above:.0%} above the limit of {told_size(limit_bytes)}"
 
 
 def _scaled(split: _Split) -> str:
     return (
         f"operators take longer under the engine's profiler: their times are scaled by {split.scale:.2f} to the latency"
     )
-
-
-def _time(milliseconds: float) -> str:
-    return f"{milliseconds:.3g} ms" if milliseconds >= 1 else f"{milliseconds * 1e3:.3g} us"
-
-
-def _size(num_bytes: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.3g} {unit}"
-    return f"{num_bytes:.0f} bytes"

@@ -11,7 +11,8 @@ import json
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,8 @@ from hasten.data.prepare import read
 from hasten.stages.stage import Tools
 from hasten.stages.teacher import untrained
 from hasten.stages.training import StageBench
+from hasten.training.step_clock import StepClock
+from hasten.training.step_operators import OperatorWatch
 
 ENDLESS = 10**9
 """Steps of a training that goes on for as long as it is asked to."""
@@ -77,8 +80,7 @@ class Paced(pl.Callback):  # type: ignore[misc]
         if len(self._stamps) <= self._wanted:
             return
         if self._wanted:
-            pairs = zip(self._stamps[1:], self._stamps[:-1], strict=True)
-            self._channel.answer([(after - before) / 1e6 for after, before in pairs])
+            self._channel.answer([(after - before) / 1e6 for before, after in pairwise(self._stamps)])
         else:
             self._channel.answer(
                 {
@@ -89,6 +91,27 @@ class Paced(pl.Callback):  # type: ignore[misc]
             )
         self._wanted = int(self._channel.question()["number"])
         self._stamps = [time.perf_counter_ns()]
+
+
+class Watched(pl.Callback):  # type: ignore[misc]
+    """Tells where the time of a training's steps goes, once its operators have been watched."""
+
+    def __init__(self, channel: Channel, clock: StepClock, watch: OperatorWatch, warm_up: int, steps: int) -> None:
+        self._channel, self._clock, self._watch = channel, clock, watch
+        self._warm_up, self._steps = warm_up, steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *batch: Any) -> None:
+        if not self._watch.done or trainer.should_stop:
+            return
+        undisturbed = slice(self._warm_up, self._warm_up + self._steps)
+        self._channel.answer(
+            {
+                "phases_ms": self._clock.phases_ms[undisturbed].tolist(),
+                "page_faults": self._clock.page_faults[undisturbed].tolist(),
+                "figures": self._watch.figures.to_dict(),
+            }
+        )
+        trainer.should_stop = True
 
 
 class Losses(pl.Callback):  # type: ignore[misc]
@@ -108,17 +131,25 @@ def main() -> None:
     while True:
         asked = channel.question()
         try:
-            if asked["do"] == "losses":
-                watcher = Losses()
-                _train(asked["spec"], watcher)
-                channel.answer({"losses": watcher.values, "batch_size": watcher.batch_size})
-            else:
-                _train(asked["spec"], Paced(channel, time.monotonic()))
+            _answer(channel, asked)
         except Exception as error:
             channel.refuse(error)
 
 
-def _train(spec: Mapping[str, Any], watcher: pl.Callback) -> None:
+def _answer(channel: Channel, asked: Mapping[str, Any]) -> None:
+    if asked["do"] == "losses":
+        losses = Losses()
+        _train(asked["spec"], [losses])
+        channel.answer({"losses": losses.values, "batch_size": losses.batch_size})
+    elif asked["do"] == "profile":
+        clock = StepClock()
+        watch = OperatorWatch(clock, first=asked["warm_up"] + asked["steps"])
+        _train(asked["spec"], [watch, Watched(channel, clock, watch, asked["warm_up"], asked["steps"])], clock)
+    else:
+        _train(asked["spec"], [Paced(channel, time.monotonic())])
+
+
+def _train(spec: Mapping[str, Any], callbacks: Sequence[pl.Callback], clock: StepClock | None = None) -> None:
     recipe = Recipe(overrides=(), config={**spec["recipe"], "seed": spec["seed"]})
     inputs = {"data": Path(spec["data"])}
     model, _ = untrained(recipe, read(inputs["data"]))
@@ -127,7 +158,7 @@ def _train(spec: Mapping[str, Any], watcher: pl.Callback) -> None:
         bench = StageBench(
             recipe=recipe, section="model", what="training", inputs=inputs, folder=Path(scratch), tools=tools
         )
-        bench.trained(model, distil=False, steps=spec["steps"] or ENDLESS, watchers=[watcher])
+        bench.trained(model, distil=False, steps=spec["steps"] or ENDLESS, clock=clock, callbacks=callbacks)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     import torch
 
+    from hasten.training.step_clock import StepClock
+
 CURVES = "curves.json"
 LIBRARIES = ("torch", "pytorch-lightning")
 
@@ -145,13 +147,14 @@ class StageBench:
         *,
         distil: bool,
         steps: int | None = None,
-        watchers: Sequence[pl.Callback] = (),
+        clock: StepClock | None = None,
+        callbacks: Sequence[pl.Callback] = (),
     ) -> Fitted:
         """Trains a copy as the stage's `training` section says and adds its curves to those beside the artefact.
 
         Args:
             steps: in place of the section's epochs.
-            watchers: as of `training.fit.fit`.
+            clock, callbacks: as of `training.fit.fit`.
         """
         node = self.recipe.section("distillation")
         loss, outputs = None, None
@@ -185,7 +188,8 @@ class StageBench:
             loss=loss,
             teacher_outputs=outputs,
             steps=steps,
-            watchers=watchers,
+            clock=clock,
+            callbacks=callbacks,
         )
         self._add_curves(fitted.curves)
         return fitted

@@ -12,27 +12,33 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hasten.core.files import digest, read_json, write_json
-from hasten.core.interfaces import Progress, Silent
+from hasten.core.interfaces import Progress, Silent, StepFigures
 from hasten.core.recipe import Recipe
 from hasten.core.sections import Loader, TrainingSettings
 from hasten.core.store import Entry, Ingredients, Store
 from hasten.core.training_objective import TrainingObjective, worth_comparing
-from hasten.core.trial import Interval, LossCurves, TrainingEvaluation
+from hasten.core.trial import Interval, LossCurves, StepProfile, TrainingEvaluation
 from hasten.data.prepare import read
 from hasten.evidence import pace
-from hasten.evidence.latency import CANDIDATE
+from hasten.evidence.latency import CANDIDATE, measuring_alone
 from hasten.evidence.learning import SEGMENTS, compare
 from hasten.hardware.machine import machine_id
+from hasten.profiling.step import profile_step
 from hasten.stages.build import Built
 from hasten.stages.data import Data, task
+from hasten.stages.roofline import roofline
 from hasten.stages.stage import Tools, sources
 from hasten.stages.teacher import Teacher, untrained
 from hasten.training.estimate import training_seconds
 
 TRAINEE = "hasten.stages.trainee"
 ALONE = "alone"
-LOSSES, PACE = "losses.json", "pace.json"
+LOSSES, PACE, STEPS = "losses.json", "pace.json", "steps.json"
+WARM_UP, PROFILED_STEPS = 8, 24
+"""Steps before those whose phases are told, and those."""
 START_SECONDS = 15.0
 """Expected of a training process before its first step."""
 
@@ -118,6 +124,40 @@ class TrainingEvaluator:
             accelerator=recipe.config["trainer"]["accelerator"],
         )
         return START_SECONDS + step * self.objective.loss_steps * self.objective.loss_seeds + self.protocol.max_seconds
+
+    def profile(self, built: Built) -> StepProfile:
+        """Where the time of a training step goes, and the bottleneck.
+
+        Raises:
+            HastenError: the training failed.
+        """
+        limit, trainer = self.objective.max_memory_mb, built.recipe.config["trainer"]
+        pairs, _ = self._paces(built, {})
+        found = read_json(self._watched(built).folder / STEPS)
+        return profile_step(
+            phases_ms=np.array(found["phases_ms"]),
+            page_faults=np.array(found["page_faults"], dtype=np.int64),
+            figures=StepFigures.from_dict(found["figures"]),
+            roofline=roofline(self.store, trainer["threads"], "cuda" if trainer["accelerator"] == "cuda" else "cpu"),
+            memory_bytes=pairs[ALONE].memory_bytes[CANDIDATE],
+            memory_limit_bytes=None if limit is None else round(limit * 1e6),
+        )
+
+    def _watched(self, built: Built) -> Entry:
+        ingredients = Ingredients(
+            stage="steps",
+            config={"warm_up": WARM_UP, "steps": PROFILED_STEPS},
+            parents={"training": self._key(built)},
+            sources=sources(TRAINEE),
+            machine={"id": machine_id()},
+        )
+
+        def make(folder: Path) -> None:
+            spec = self._spec(built, seed=self.seed, steps=None)
+            with measuring_alone(), pace.Trainee(TRAINEE, built.recipe.config["trainer"]["threads"]) as trainee:
+                write_json(folder / STEPS, trainee.profile(spec, warm_up=WARM_UP, steps=PROFILED_STEPS))
+
+        return self.store.build(ingredients, make)
 
     def unfit(self, recipe: Recipe) -> str | None:
         """Why the recipe can't be trained on these rows: nothing that its checks have not told."""

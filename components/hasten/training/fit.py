@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from hasten.training.lesson import Lesson
     from hasten.training.module import Learner
+    from hasten.training.step_clock import StepClock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,8 @@ def fit(
     teachers: Sequence[nn.Module] = (),
     augment: Sequence[Augment] = (),
     steps: int | None = None,
-    watchers: Sequence[pl.Callback] = (),
+    clock: StepClock | None = None,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> Fitted:
     """Trains a copy of a model: AdamW (Loshchilov and Hutter 2019), with a schedule of `training.schedule`.
 
@@ -90,7 +92,8 @@ def fit(
         teachers: in eval mode, in place of `teacher_outputs`: they are asked about every batch as it was changed.
         augment: changes the inputs of every batch at random.
         steps: after which the training ends, with its whole schedule in them, in place of `settings.epochs`.
-        watchers: Lightning's callbacks that follow the training.
+        clock: splits the time of each step into its phases; the result is the same with it.
+        callbacks: that only watch.
 
     Raises:
         PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, there is
@@ -133,14 +136,14 @@ def fit(
             what=what,
             key=key,
         )
-        callbacks: list[pl.Callback] = [ProgressOfSteps(progress, what, total_steps), *watchers]
+        told: list[pl.Callback] = [ProgressOfSteps(progress, what, total_steps), *callbacks]
         held_out = None
         if judge is not None and settings.patience is not None:
             held_out = HeldOut(
                 judge, batch_size=batch_size, steps_per_epoch=steps_per_epoch, patience=settings.patience
             )
-            callbacks.append(held_out)
-        trainer = _trainer(accelerator, total_steps, folder, checkpoint_seconds, callbacks)
+            told.append(held_out)
+        trainer = _trainer(accelerator, total_steps, folder, checkpoint_seconds, told, clock)
         loader = DataLoader(
             train,
             batch_sampler=ResumableBatches(len(train), batch_size, seed, lambda: _position(trainer, steps_per_epoch)),
@@ -227,6 +230,7 @@ def _trainer(
     folder: Path,
     checkpoint_seconds: float,
     callbacks: Sequence[pl.Callback],
+    clock: StepClock | None,
 ) -> pl.Trainer:
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import ModelCheckpoint
@@ -253,6 +257,7 @@ def _trainer(
         # Named, so that a SLURM or torchrun environment round the process is not taken for a cluster to join.
         plugins=[LightningEnvironment(), CheckpointsOfTpu() if accelerator == "tpu" else DurableCheckpoints()],
         default_root_dir=folder,
+        profiler=clock,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -1,0 +1,318 @@
+"""Names the bottleneck of a training step: how much of it waits, moves, calculates and is lost between operators.
+
+The split, of the mean step on the training's own clock:
+
+- Waiting for the batch is `data`, moving it to the device is `transfer`.
+- A profiler slows down what it watches, and what it slows down is the launching of operators, not their work. So the
+  time of each kind of operators under the profiler, less what so many of them take there with nothing to do, is taken
+  for their work, in milliseconds as they are; what exceeds the clock's time of its phase is scaled down to that.
+- The rest of the passes and of the update, and what is between the phases, is `overhead`: launching many operators, and
+  Python.
+- The work of a kind is arithmetic (`compute`) or memory traffic (`memory`), in the proportion of the roofline's times
+  of its operators that either roof bounds (Williams, Waterman and Patterson, CACM 2009). However far from the roofline
+  it runs, more of the same would take longer.
+- Memory that is touched for the first time has to be mapped by the system. That time is `memory` too, whatever kind of
+  operators waits for it; it is laid on them in proportion to the bytes that they move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.core.errors import MeasurementError
+from hasten.core.interfaces import StepFigures, StepWork
+from hasten.core.trial import PHASES, OperatorGroup, StepProfile
+from hasten.profiling.roofline import Roofs
+from hasten.profiling.told import told_size, told_time
+
+WORTH_TELLING = 0.005
+"""Share of a step from which on there is a sentence about a class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """All operators of one kind in one phase, in milliseconds of a step.
+
+    Attributes:
+        work_ms: what they take beyond being launched.
+        launch_ms: the rest of their time.
+        faults_ms: the part of `work_ms` that waits for fresh memory.
+        compute_ms, memory_ms: what the roofline allows, of the operators that arithmetic or bytes bound.
+    """
+
+    phase: str
+    name: str
+    calls: float
+    work_ms: float
+    launch_ms: float
+    flops: int
+    num_bytes: int
+    compute_ms: float
+    memory_ms: float
+    faults_ms: float = 0.0
+
+    @property
+    def milliseconds(self) -> float:
+        return self.work_ms + self.launch_ms
+
+    @property
+    def bound(self) -> str:
+        return "compute" if self.compute_ms > self.memory_ms else "memory"
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """Milliseconds of `compute` and of `memory`."""
+        roofs_ms = self.compute_ms + self.memory_ms
+        arithmetic = (self.work_ms - self.faults_ms) * (self.compute_ms / roofs_ms if roofs_ms > 0 else 0.0)
+        return {"compute": arithmetic, "memory": self.work_ms - arithmetic}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    """Where a step goes.
+
+    Attributes:
+        launch_ms: of operators; `python_ms`: between them in the passes and the update; both are overhead.
+    """
+
+    phases_ms: Mapping[str, float]
+    kinds: tuple[_Kind, ...]
+    roofs: Roofs
+    launch_ms: float
+    python_ms: float
+    num_faults: float
+    activation_bytes: int
+
+    @property
+    def step_ms(self) -> float:
+        return sum(self.phases_ms.values())
+
+    @property
+    def calls(self) -> float:
+        return sum(kind.calls for kind in self.kinds)
+
+    @property
+    def faults_ms(self) -> float:
+        return sum(kind.faults_ms for kind in self.kinds)
+
+    def shares(self) -> dict[str, float]:
+        parts = {
+            "data": self.phases_ms["data"],
+            "transfer": self.phases_ms["transfer"],
+            "compute": sum(kind.shares["compute"] for kind in self.kinds),
+            "memory": sum(kind.shares["memory"] for kind in self.kinds),
+            "overhead": self.launch_ms + self.python_ms + self.phases_ms["other"],
+        }
+        return {name: part / self.step_ms for name, part in parts.items()}
+
+    def largest(self, bottleneck: str) -> _Kind | None:
+        """The kind in which most of the time of compute or memory is."""
+        bound = [kind for kind in self.kinds if kind.bound == bottleneck and kind.num_bytes]
+        return max(bound, key=lambda kind: kind.shares[bottleneck], default=None)
+
+
+def profile_step(
+    *,
+    phases_ms: NDArray[np.float64],
+    page_faults: NDArray[np.int64],
+    figures: StepFigures,
+    roofline: Mapping[str, Any],
+    memory_bytes: int = 0,
+    memory_limit_bytes: int | None = None,
+) -> StepProfile:
+    """Splits a training step and names the bottleneck.
+
+    Args:
+        phases_ms: (S, 6) milliseconds of each of `PHASES` in steps that nothing disturbed.
+        page_faults: (S,) pages that were touched for the first time, in the same steps.
+        figures: of the operators, measured in other steps of the same training.
+        roofline: JSON form of what the probe measured with the training's threads.
+        memory_bytes: peak of the training process and its workers.
+        memory_limit_bytes: on them; None for none.
+
+    Returns:
+        Shares of data, transfer, compute, memory and overhead, which sum to 1, and where the limit is broken also of
+        capacity: the share of the bytes that has to go.
+
+    Raises:
+        MeasurementError: there is no step, or no operator of one.
+    """
+    if len(phases_ms) == 0 or not phases_ms.sum() > 0:
+        raise MeasurementError("a training step can't be profiled without the time of at least one")
+    if not figures.operators:
+        raise MeasurementError("the profiler saw no operators, so that a training step can't be split")
+    split = _split(
+        dict(zip(PHASES, phases_ms.mean(axis=0).tolist(), strict=True)),
+        float(page_faults.mean()),
+        figures,
+        Roofs.from_dict(roofline),
+    )
+    shares = split.shares()
+    told = sorted((name for name in shares if shares[name] >= WORTH_TELLING), key=lambda name: -shares[name])
+    evidence = [_EVIDENCE[name](split, shares[name]) for name in told]
+    bottleneck = max(shares, key=lambda name: shares[name])
+    if memory_limit_bytes is not None and memory_bytes > memory_limit_bytes:
+        bottleneck, shares["capacity"] = "capacity", 1 - memory_limit_bytes / memory_bytes
+        evidence.insert(0, _capacity(memory_bytes, memory_limit_bytes, split))
+    return StepProfile(
+        step_ms=split.step_ms,
+        phases_ms=split.phases_ms,
+        shares=shares,
+        bottleneck=bottleneck,
+        evidence=tuple(evidence),
+        operators=tuple(_group(kind, split.step_ms) for kind in split.kinds),
+    )
+
+
+def _split(phases_ms: Mapping[str, float], num_faults: float, figures: StepFigures, roofs: Roofs) -> _Split:
+    kinds: list[_Kind] = []
+    launch_ms = python_ms = 0.0
+    for phase in figures.watched_ms:
+        found = _kinds(phase, phases_ms[phase], figures, roofs)
+        # Launching and Python are told apart as under the profiler, which slows both.
+        launched = sum(kind.launch_ms for kind in found)
+        watched = sum(each.milliseconds for each in figures.operators if each.phase == phase)
+        between = max(0.0, figures.watched_ms[phase] - watched)
+        rest = phases_ms[phase] - sum(kind.work_ms for kind in found)
+        scale = rest / (launched + between) if launched + between > 0 else 0.0
+        kinds += [replace(kind, launch_ms=kind.launch_ms * scale) for kind in found]
+        launch_ms += launched * scale
+        python_ms += rest - launched * scale
+    kinds = _with_faults(kinds, num_faults * figures.page_fault_us / 1e3)
+    kinds.sort(key=lambda kind: -kind.milliseconds)
+    return _Split(
+        phases_ms=phases_ms,
+        kinds=tuple(kinds),
+        roofs=roofs,
+        launch_ms=launch_ms,
+        python_ms=python_ms,
+        num_faults=num_faults,
+        activation_bytes=figures.activation_bytes,
+    )
+
+
+def _kinds(phase: str, phase_ms: float, figures: StepFigures, roofs: Roofs) -> list[_Kind]:
+    """Of one phase; their work takes no longer than the phase."""
+    operators = [each for each in figures.operators if each.phase == phase]
+    busy_ms = {each.kind: max(0.0, each.milliseconds - each.idle_ms) for each in operators}
+    scale = min(1.0, phase_ms / sum(busy_ms.values())) if sum(busy_ms.values()) > 0 else 0.0
+    kinds = []
+    for each in operators:
+        works = _works(phase, each.kind, figures)
+        times = [(_compute_ms(work, roofs), _memory_ms(work, roofs)) for work in works]
+        kinds.append(
+            _Kind(
+                phase=phase,
+                name=each.kind,
+                calls=each.calls,
+                work_ms=busy_ms[each.kind] * scale,
+                launch_ms=each.milliseconds - busy_ms[each.kind],
+                flops=sum(work.flops for work in works),
+                num_bytes=sum(work.num_bytes for work in works),
+                compute_ms=sum(compute for compute, memory in times if compute > memory),
+                memory_ms=sum(memory for compute, memory in times if compute <= memory),
+            )
+        )
+    return kinds
+
+
+def _works(phase: str, kind: str, figures: StepFigures) -> list[StepWork]:
+    """What a kind of operators has to do; a compiler's own kernels do what no operators were seen for."""
+    seen = {each.kind for each in figures.operators if each.phase == phase}
+    wanted = (kind,) if kind != "fused" else {work.kind for work in figures.work} - seen
+    return [work for work in figures.work if work.phase == phase and work.kind in wanted]
+
+
+def _compute_ms(work: StepWork, roofs: Roofs) -> float:
+    return roofs.compute_ms(work.flops, 0.0, work.precision)
+
+
+def _memory_ms(work: StepWork, roofs: Roofs) -> float:
+    return roofs.memory_ms(work.num_bytes, work.num_bytes / work.calls)
+
+
+def _with_faults(kinds: list[_Kind], faults_ms: float) -> list[_Kind]:
+    """The same with the time that each waits for fresh memory, at most all of its work."""
+    total_bytes = sum(kind.num_bytes for kind in kinds)
+    if not total_bytes:
+        return kinds
+    return [replace(kind, faults_ms=min(kind.work_ms, faults_ms * kind.num_bytes / total_bytes)) for kind in kinds]
+
+
+def _group(kind: _Kind, step_ms: float) -> OperatorGroup:
+    return OperatorGroup(
+        kind=f"{kind.name} {kind.phase}" if kind.name != kind.phase else kind.name,
+        calls=round(kind.calls),
+        milliseconds=kind.milliseconds,
+        share=kind.milliseconds / step_ms,
+        flops=kind.flops,
+        num_bytes=kind.num_bytes,
+        bound=kind.bound,
+        roof_ms=kind.compute_ms + kind.memory_ms,
+    )
+
+
+def _data(split: _Split, share: float) -> str:
+    return f"{share:.0%} of a step waits for the next batch ({_of(split.phases_ms['data'], split)})"
+
+
+def _transfer(split: _Split, share: float) -> str:
+    return f"{share:.0%} of a step moves the batch to the device ({_of(split.phases_ms['transfer'], split)})"
+
+
+def _compute(split: _Split, share: float) -> str:
+    said = f"{share:.0%} of a step is arithmetic ({_of(share * split.step_ms, split)})"
+    if (first := split.largest("compute")) is None:
+        return said
+    return (
+        f"{said}: {_named(first)} takes {told_time(first.milliseconds)} for {first.flops / 1e6:.3g} MFLOP, where "
+        f"the roofline allows {told_time(first.compute_ms + first.memory_ms)}"
+    )
+
+
+def _memory(split: _Split, share: float) -> str:
+    parts = []
+    if (first := split.largest("memory")) is not None:
+        parts.append(
+            f"{_named(first)} takes {told_time(first.milliseconds)} to move {told_size(first.num_bytes)}, where the "
+            f"bandwidth allows {told_time(first.compute_ms + first.memory_ms)}"
+        )
+    if split.faults_ms > 0:
+        parts.append(f"{split.num_faults:.0f} pages of fresh memory take {told_time(split.faults_ms)}")
+    if split.activation_bytes > 0:
+        parts.append(f"{told_size(split.activation_bytes)} of activations are kept for the backward pass")
+    return f"{share:.0%} of a step is memory traffic ({_of(share * split.step_ms, split)}): {', '.join(parts)}"
+
+
+def _overhead(split: _Split, share: float) -> str:
+    each_us = split.launch_ms / split.calls * 1e3 if split.calls else 0.0
+    parts = [
+        f"{split.calls:.0f} operator calls of {each_us:.3g} us each before they do anything",
+        f"{told_time(split.python_ms)} of Python between them",
+        f"{told_time(split.phases_ms['other'])} between the phases",
+    ]
+    return f"{share:.0%} of a step is overhead ({_of(share * split.step_ms, split)}): {', '.join(parts)}"
+
+
+_EVIDENCE = {"data": _data, "transfer": _transfer, "compute": _compute, "memory": _memory, "overhead": _overhead}
+
+
+def _capacity(memory_bytes: int, limit_bytes: int, split: _Split) -> str:
+    above = memory_bytes / limit_bytes - 1
+    return (
+        f"the training takes {told_size(memory_bytes)}, {above:.0%} above the limit of {told_size(limit_bytes)}; "
+        f"{told_size(split.activation_bytes)} are activations kept for the backward pass"
+    )
+
+
+def _named(kind: _Kind) -> str:
+    return kind.name if kind.name == kind.phase else f"{kind.name} in the {kind.phase} pass"
+
+
+def _of(milliseconds: float, split: _Split) -> str:
+    return f"{told_time(milliseconds)} of {told_time(split.step_ms)}"
