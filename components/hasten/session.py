@@ -21,9 +21,9 @@ from hasten.core.files import read_json, write_text
 from hasten.core.interfaces import Planner, Target, Tracker
 from hasten.core.objective import Objective, gain, judge
 from hasten.core.preflight import check
-from hasten.core.recipe import UNTOUCHED, Composer, Recipe, rebuild_command
+from hasten.core.recipe import UNTOUCHED, Composer, Recipe, rebuild_command, says_more
 from hasten.core.store import Store
-from hasten.core.training_objective import PLAIN_TRAINING, TRAINING, TrainingObjective, judge_training
+from hasten.core.training_objective import PLAIN_LOADER, PLAIN_STEP, TRAINING, TrainingObjective, judge_training
 from hasten.core.trial import Choice, Diagnosis, Evaluation, Interval, Strategy, TrainingEvaluation, Trial
 from hasten.reporting.terminal import Screen
 
@@ -197,7 +197,10 @@ class Session:
     @cached_property
     def untouched(self) -> Recipe:
         """The user's model as it is, in eager PyTorch; its training as a plain script has it."""
-        return self.composer.compose(PLAIN_TRAINING if self.speeds == TRAINING else UNTOUCHED)
+        if self.speeds != TRAINING:
+            return self.composer.compose(UNTOUCHED)
+        plain = self.composer.compose([*UNTOUCHED, *PLAIN_LOADER])
+        return self.composer.edited(plain, [text for text in PLAIN_STEP if says_more(plain, text)])
 
     def best_untouched_engine(self, baseline: Candidate) -> UntouchedEngine:
         """The untouched model in the target's engine that runs it fastest.

@@ -411,6 +411,9 @@ def _training(recipe: Recipe) -> Iterator[str]:
     """Why there is no training to make faster."""
     if recipe.section("model")["training"]["epochs"] == 0:
         yield "objective=training makes the training of the model faster, and model.training.epochs=0 has none"
+    objective, latency = recipe.section("objective"), ("max_latency_ms", "min_throughput", "max_size_mb")
+    if limits := [f"objective.{key}={objective[key]}" for key in latency if objective.get(key) is not None]:
+        yield f"objective=training measures no requests, and can't hold {', '.join(limits)}"
     if not locate(recipe.section("task")["_target_"], "task").trains:
         yield f"objective=training needs rows with labels, and task={recipe.option('task')} has none"
 

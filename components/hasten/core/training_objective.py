@@ -40,13 +40,9 @@ class TrainingObjective:
 TRAINING = "training"
 """Value of `objective.optimize` where training is what is made faster."""
 
-PLAIN_TRAINING = (
-    "student=same",
-    "distillation=none",
-    "pruning=none",
-    "quantization=none",
-    "engine=eager",
-    "loader=plain",
+PLAIN_LOADER = ("loader=plain",)
+"""The edit that loads rows as a usual `Dataset` and `DataLoader` do."""
+PLAIN_STEP = (
     "trainer.precision=float32",
     "trainer.compile=none",
     "trainer.layout=contiguous",
@@ -55,8 +51,7 @@ PLAIN_TRAINING = (
     "trainer.micro_batches=1",
     "trainer.activation_budget_mb=null",
 )
-"""The edit that trains the user's model as a Lightning script does that says nothing: a `Dataset` and a `DataLoader`,
-float32, and PyTorch's defaults."""
+"""The edits that calculate a step by PyTorch's defaults, as a script does that says nothing."""
 
 
 def judge_training(candidate: TrainingEvaluation, best: TrainingEvaluation, objective: TrainingObjective) -> Judgement:

@@ -170,6 +170,7 @@ class Trainee:
         self.memory_bytes = 0
 
     def __enter__(self) -> Trainee:
+        self._started = monotonic()
         self.process.__enter__()
         return self
 
@@ -178,8 +179,8 @@ class Trainee:
 
     def begin(self, spec: Spec) -> dict[str, Any]:
         """Starts the training; `batch_size`, `start_seconds` and `notes` once its first step is done."""
-        answer: dict[str, Any] = self._ask("begin", spec=spec)
-        return answer
+        answer = self._ask("begin", spec=spec)
+        return {**answer, "start_seconds": monotonic() - self._started}
 
     def steps(self, number: int) -> list[float]:
         """Milliseconds of each of the next steps."""

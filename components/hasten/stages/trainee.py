@@ -64,14 +64,10 @@ class Channel:
 
 
 class Paced(pl.Callback):  # type: ignore[misc]
-    """Lets a training take as many steps as it is asked for, and tells how long each took.
+    """Lets a training take as many steps as it is asked for, and tells how long each took."""
 
-    Args:
-        started: `time.monotonic` when the process was told which training it is.
-    """
-
-    def __init__(self, channel: Channel, started: float) -> None:
-        self._channel, self._started = channel, started
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._wanted = 0
         self._stamps: list[int] = []
 
@@ -82,13 +78,7 @@ class Paced(pl.Callback):  # type: ignore[misc]
         if self._wanted:
             self._channel.answer([(after - before) / 1e6 for before, after in pairwise(self._stamps)])
         else:
-            self._channel.answer(
-                {
-                    "batch_size": learner.batch_size,
-                    "start_seconds": time.monotonic() - self._started,
-                    "notes": list(learner.notes),
-                }
-            )
+            self._channel.answer({"batch_size": learner.batch_size, "notes": list(learner.notes)})
         self._wanted = int(self._channel.question()["number"])
         self._stamps = [time.perf_counter_ns()]
 
@@ -146,7 +136,7 @@ def _answer(channel: Channel, asked: Mapping[str, Any]) -> None:
         watch = OperatorWatch(clock, first=asked["warm_up"] + asked["steps"])
         _train(asked["spec"], [watch, Watched(channel, clock, watch, asked["warm_up"], asked["steps"])], clock)
     else:
-        _train(asked["spec"], [Paced(channel, time.monotonic())])
+        _train(asked["spec"], [Paced(channel)])
 
 
 def _train(spec: Mapping[str, Any], callbacks: Sequence[pl.Callback], clock: StepClock | None = None) -> None:
