@@ -14,7 +14,7 @@ from hasten.core.errors import ConfigError
 from hasten.core.files import digest, file_digest, read_json, write_json
 from hasten.core.interfaces import Augment, Distillation, Graph, Rows, Task
 from hasten.core.recipe import Recipe
-from hasten.core.sections import TrainingSettings
+from hasten.core.sections import Step, TrainingSettings
 from hasten.data.prepare import read
 from hasten.stages.answers import teacher_outputs
 from hasten.stages.data import task
@@ -65,6 +65,7 @@ def training_config(recipe: Recipe, section: str) -> dict[str, Any]:
         "seed": recipe.config["seed"],
         "threads": recipe.config["trainer"]["threads"],
         "accelerator": recipe.config["trainer"]["accelerator"],
+        "step": asdict(Step.of(recipe.config["trainer"])),
         "task": arguments(recipe.section("task")),
         "augment": recipe.section("data")["augment"],
     }
@@ -174,6 +175,7 @@ class StageBench:
             TrainingSettings(**self.recipe.section(self.section)["training"]),
             task=task(self.recipe),
             augment=augmentation(self.recipe),
+            step=Step.of(self.recipe.config["trainer"]),
             teachers=teachers,
             seed=self.seed,
             threads=self.recipe.config["trainer"]["threads"],

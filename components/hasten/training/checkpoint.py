@@ -6,10 +6,12 @@ import hashlib
 import io
 import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
 from pytorch_lightning.plugins.io import CheckpointIO
@@ -73,11 +75,35 @@ class CheckpointsOfTpu(_WrappingCheckpointIO):  # type: ignore[misc]
         super().save_checkpoint(move_data_to_device(checkpoint, "cpu"), path, storage_options)
 
 
+class TimedCheckpoints(pl.Callback):  # type: ignore[misc]
+    """Writes a checkpoint at the end of the first step after so many seconds, and keeps the latest.
+
+    Lightning's own callback does not go by time where a module optimizes by itself (pytorch-lightning 2.6).
+
+    Args:
+        seconds: between checkpoints.
+    """
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self._folder, self._seconds = folder, seconds
+        self._written = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._written = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *batch: Any) -> None:
+        if time.monotonic() - self._written < self._seconds:
+            return
+        trainer.save_checkpoint(self._folder / f"step={trainer.global_step}.ckpt")
+        for file in sorted(self._folder.glob("step=*.ckpt"), key=_step)[:-KEPT]:
+            file.unlink()
+        self._written = time.monotonic()
+
+
 def newest(folder: Path, identity: str) -> Path | None:
     """The latest whole checkpoint of the training with this identity.
 
-    Torn checkpoints, those of other trainings and all but one before the latest are deleted: Lightning never deletes
-    the one that it resumed from.
+    Torn checkpoints, those of other trainings and all but one before the latest are deleted.
 
     Returns:
         None where there is no such checkpoint and the training has to start afresh.

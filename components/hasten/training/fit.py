@@ -6,12 +6,12 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,11 @@ from torch.utils.data import DataLoader
 
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Distillation, Progress, Rows, Task
-from hasten.core.sections import Accelerator, TrainingSettings
+from hasten.core.sections import Accelerator, Step, TrainingSettings
 from hasten.training.determinism import reproducible
-from hasten.training.device import LIGHTNING
+from hasten.training.device import LIGHTNING, device_of
 from hasten.training.sampler import Batches, ResumableBatches, as_is
+from hasten.training.step import compiling, scaled
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -68,6 +69,7 @@ def fit(
     teacher_outputs: NDArray[np.float32] | None = None,
     teachers: Sequence[nn.Module] = (),
     augment: Sequence[Augment] = (),
+    step: Step = Step(),  # noqa: B008  # frozen
     steps: int | None = None,
     clock: StepClock | None = None,
     callbacks: Sequence[pl.Callback] = (),
@@ -91,13 +93,14 @@ def fit(
         teacher_outputs: (B, *output_shape), an answer for each of the rows.
         teachers: in eval mode, in place of `teacher_outputs`: they are asked about every batch as it was changed.
         augment: changes the inputs of every batch at random.
+        step: how a step is calculated, and on how many rows.
         steps: after which the training ends, with its whole schedule in them, in place of `settings.epochs`.
         clock: splits the time of each step into its phases; the result is the same with it.
         callbacks: that only watch.
 
     Raises:
         PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, there is
-            no row to hold out, or the accelerator can't calculate the same twice.
+            no row to hold out, the accelerator can't calculate the same twice, or the model can't be compiled.
         ConfigError: the distillation names a layer that there is not.
         ValueError: a distillation loss without a teacher or the other way round, or stored outputs of a teacher that
             can't be its answers: for rows that are changed at random, of another number, or where layers are compared.
@@ -107,46 +110,67 @@ def fit(
     if settings.epochs == 0:
         return Fitted(model=student.eval(), curves={})
     student.train()  # Lightning keeps each module's mode, and what was rebuilt or pruned comes in eval mode
-    with _quiet(), reproducible(seed, threads, accelerator), _lesson(loss, student, teachers, rows, seed) as lesson:
+    with (
+        _quiet(),
+        reproducible(seed, threads, accelerator),
+        compiling(step, what),
+        _lesson(loss, student, teachers, rows, seed) as lesson,
+    ):
         from hasten.training.held_out import HeldOut
         from hasten.training.module import Learner, ProgressOfSteps
 
         arrays = (*rows.inputs.values(), rows.targets, *([] if teacher_outputs is None else [teacher_outputs]))
         data = Batches(*map(torch.from_numpy, arrays))
         train, judge = _divided(data, rows, settings, seed, key)
-        batch_size = min(settings.batch_size, len(train))
-        steps_per_epoch = len(train) // batch_size
+        whole = scaled(settings, step, len(train))
+        steps_per_epoch = len(train) // whole.batch_size
         total_steps = settings.epochs * steps_per_epoch if steps is None else steps
         learner = Learner(
             student,
             task,
-            settings,
+            whole,
+            step,
+            device=device_of(accelerator).type,
             names=tuple(rows.inputs),
             classes=bool(np.issubdtype(rows.targets.dtype, np.integer)),
             lesson=lesson,
             augment=augment,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
-            batch_size=batch_size,
             identity=_identity(
                 [student, *teachers, *([] if lesson is None else [lesson])],
                 data,
-                [asdict(settings), total_steps, seed, threads, accelerator, repr(loss), repr(task), repr(augment)],
+                [
+                    asdict(settings),
+                    asdict(step),
+                    total_steps,
+                    seed,
+                    threads,
+                    accelerator,
+                    repr(loss),
+                    repr(task),
+                    repr(augment),
+                ],
             ),
+            diverged=f"lower {key}.lr (now {settings.lr:g})",
             what=what,
-            key=key,
         )
         told: list[pl.Callback] = [ProgressOfSteps(progress, what, total_steps), *callbacks]
         held_out = None
         if judge is not None and settings.patience is not None:
             held_out = HeldOut(
-                judge, batch_size=batch_size, steps_per_epoch=steps_per_epoch, patience=settings.patience
+                judge,
+                batch_size=math.ceil(whole.batch_size / step.micro_batches),
+                steps_per_epoch=steps_per_epoch,
+                patience=settings.patience,
             )
             told.append(held_out)
-        trainer = _trainer(accelerator, total_steps, folder, checkpoint_seconds, told, clock)
+        trainer = _trainer(accelerator, total_steps, folder, checkpoint_seconds, told, step, clock)
         loader = DataLoader(
             train,
-            batch_sampler=ResumableBatches(len(train), batch_size, seed, lambda: _position(trainer, steps_per_epoch)),
+            batch_sampler=ResumableBatches(
+                len(train), whole.batch_size, seed, lambda: _position(trainer, steps_per_epoch)
+            ),
             collate_fn=as_is,
             # Its own, because a loader draws a number from the global one whenever it is iterated.
             generator=torch.Generator(),
@@ -155,6 +179,8 @@ def fit(
         _run(trainer, learner, loader, folder, accelerator=accelerator, remedy=remedy)
         if held_out is not None:
             held_out.restore(student)
+    if step.layout != "contiguous":
+        student.to(memory_format=torch.contiguous_format)
     return Fitted(model=student.cpu().eval(), curves=learner.curves)
 
 
@@ -230,35 +256,33 @@ def _trainer(
     folder: Path,
     checkpoint_seconds: float,
     callbacks: Sequence[pl.Callback],
+    step: Step,
     clock: StepClock | None,
 ) -> pl.Trainer:
     import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
-    from hasten.training.checkpoint import KEPT, CheckpointsOfTpu, DurableCheckpoints
+    from hasten.training.checkpoint import CheckpointsOfTpu, DurableCheckpoints, TimedCheckpoints
     from hasten.training.module import RandomState
+    from hasten.training.scaling import LossScaling
 
-    checkpoints = ModelCheckpoint(
-        dirpath=folder,
-        filename="{step}",
-        monitor="step",
-        mode="max",
-        save_top_k=KEPT,
-        train_time_interval=timedelta(seconds=checkpoint_seconds),
-        enable_version_counter=False,
-    )
+    scaling = [LossScaling(device_of(accelerator).type)] if step.precision == "float16" else []
     return pl.Trainer(
         accelerator=LIGHTNING[accelerator],
         devices=1,
         max_epochs=-1,
         max_steps=steps,
-        callbacks=[RandomState(), *callbacks, checkpoints],
+        callbacks=[RandomState(), *callbacks, TimedCheckpoints(folder, checkpoint_seconds)],
         # Named, so that a SLURM or torchrun environment round the process is not taken for a cluster to join.
-        plugins=[LightningEnvironment(), CheckpointsOfTpu() if accelerator == "tpu" else DurableCheckpoints()],
+        plugins=[
+            LightningEnvironment(),
+            *scaling,
+            CheckpointsOfTpu() if accelerator == "tpu" else DurableCheckpoints(),
+        ],
         default_root_dir=folder,
         profiler=clock,
         logger=False,
+        enable_checkpointing=False,  # by Lightning itself
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -312,6 +336,8 @@ def _quiet() -> Iterator[None]:
             ".*resuming from a checkpoint that ended before the epoch ended.*",
             ".*The dirpath has changed.*",
             ".*isinstance\\(treespec, LeafSpec\\).*",
+            # A first step whose scaled gradients overflow is left out, and the learning rate still goes on.
+            ".*lr_scheduler.step\\(\\)` before `optimizer.step\\(\\).*",
         ):
             warnings.filterwarnings("ignore", message=message)
         try:

@@ -78,7 +78,8 @@ class Lesson(nn.Module):
             answers = self._ask(inputs)
         loss = self.loss.loss(outputs, answers, targets, task)
         if self._followed:
-            student, teacher = (each.take() for each in self._followed)
+            # In float32, as all of the loss, where the student's layers calculate in half precision.
+            student, teacher = ([given.float() for given in each.take()] for each in self._followed)
             loss = loss + self.loss.layer_loss(student, teacher, list(self.projections))
         return loss
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from hasten.artefacts.module import forward
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Progress, Task
-from hasten.core.sections import TrainingSettings
+from hasten.core.sections import Step, TrainingSettings
 from hasten.training.determinism import random_state, restore_random_state
 from hasten.training.lesson import Lesson
 from hasten.training.schedule import scheduler
+from hasten.training.step import ForwardPass, parts
 
 
 class Learner(pl.LightningModule):  # type: ignore[misc]
@@ -28,19 +28,20 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
     Args:
         model: trained in place.
         task: whose loss is minimised where there is no other.
+        settings: with the batch size and the learning rate of a whole step.
+        step: how a step is calculated.
+        device: type of the device that trains, such as `cpu`.
         names: of the model's inputs. A batch holds them in this order, then the targets, then the teacher's outputs.
         classes: whether the targets are classes, so that there is an accuracy to follow.
         lesson: that the model is taught; None for the task's loss.
         augment: what is done to the inputs of a batch, one after the other.
         steps_per_epoch: batches of a whole epoch.
         total_steps: of the training, over which the learning rate goes through its schedule.
-        batch_size: rows of a step.
         identity: of the training, kept in its checkpoints.
+        diverged: what to do where the loss is no number, for the error message.
         what: is trained, for error messages.
-        key: of the config section with the settings.
 
     Attributes:
-        last_loss: of the last step.
         notes: what the report should say of how it was trained, one sentence each.
     """
 
@@ -49,85 +50,193 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         model: nn.Module,
         task: Task,
         settings: TrainingSettings,
+        step: Step,
         *,
+        device: str,
         names: Sequence[str],
         classes: bool,
         lesson: Lesson | None,
         augment: Sequence[Augment],
         steps_per_epoch: int,
         total_steps: int,
-        batch_size: int,
         identity: str,
+        diverged: str,
         what: str,
-        key: str,
     ) -> None:
         super().__init__()
+        # A step is calculated here, by `calculate_loss`, `calculate_gradients` and `update_weights`.
+        self.automatic_optimization = False
         self.model, self.lesson = model, lesson
-        self._task, self._settings = task, settings
+        self._forward = ForwardPass(model, step, device)
+        self._task, self._settings, self._step = task, settings, step
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self._names, self._classes, self._augment = names, classes, augment
-        self.identity, self._what, self._key = identity, what, key
+        self.identity, self._diverged, self._what = identity, diverged, what
         self.curves: dict[str, list[float]] = {name: [] for name in curve_names(classes)}
         self._sums = {"loss": 0.0, "correct": 0, "rows": 0}
-        self.batch_size, self.last_loss = batch_size, math.nan
         self.notes: list[str] = []
+        self._last_loss = math.nan
+        self._unread: _StepOutcome | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a step."""
+        return self._settings.batch_size
+
+    @property
+    def last_loss(self) -> float:
+        """Of the last step, for which a device may have to be waited."""
+        return self._last_loss if self._unread is None else self._unread.values()[0]
 
     def on_train_start(self) -> None:
         if self.lesson is not None:
             self.lesson.teach_on(self.device)
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        loss, outputs, targets = self._judged(batch, self._augment)
-        value = self.last_loss = loss.item()
-        if not math.isfinite(value):
-            raise PassError(
-                f"the loss became {value} at step {self.global_step + 1} of {self._what}: "
-                f"lower {self._key}.lr (now {self._settings.lr:g})"
-            )
-        self._record(value, int((outputs.argmax(1) == targets).sum()) if self._classes else 0, len(targets))
-        return loss
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        """One update of the weights, by the gradients of all rows of the batch."""
+        tensors = self._changed(batch)
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        losses, corrects = [], []
+        for part, share in parts(tensors, self._step.micro_batches):
+            loss, correct = self.calculate_loss(part)
+            if share != 1:
+                loss = loss * share
+            self.calculate_gradients(loss)
+            losses.append(loss.detach())
+            corrects.append(correct)
+        self.update_weights(optimizer)
+        self._close_step(_total(losses), _total(corrects), len(tensors[0]))
+
+    def calculate_loss(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | int]:
+        """The forward pass: mean loss of the rows, a float32 scalar, and how many are classified rightly."""
+        inputs, targets, answers = self._named(rows)
+        outputs = self._forward(inputs)
+        loss = self._judged(inputs, outputs, answers, targets)
+        return loss, (outputs.argmax(1) == targets).sum() if self._classes else 0
+
+    def calculate_gradients(self, loss: Tensor) -> None:
+        """The backward pass; gradients add up to those that there are."""
+        self.manual_backward(loss)
+
+    def update_weights(self, optimizer: Any) -> None:
+        optimizer.step()
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """What training minimises, of rows as they are: a scalar, mean of the batch."""
-        return self._judged(batch, ())[0]
+        """What training minimises, of rows as they are and in float32: a scalar, mean of the batch."""
+        inputs, targets, answers = self._named(batch)
+        return self._judged(inputs, self._forward.plain(inputs), answers, targets)
 
-    def _judged(self, batch: tuple[Tensor, ...], augment: Sequence[Augment]) -> tuple[Tensor, Tensor, Tensor]:
+    def _changed(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not self._augment:
+            return batch
         inputs: Mapping[str, Tensor] = dict(zip(self._names, batch, strict=False))
-        targets, *answers = batch[len(self._names) :]
-        for change in augment:
+        for change in self._augment:
             inputs = change(inputs)
-        outputs = forward(self.model, inputs)
+        return (*(inputs[name] for name in self._names), *batch[len(self._names) :])
+
+    def _named(self, batch: tuple[Tensor, ...]) -> tuple[Mapping[str, Tensor], Tensor, Tensor | None]:
+        targets, *answers = batch[len(self._names) :]
+        return dict(zip(self._names, batch, strict=False)), targets, answers[0] if answers else None
+
+    def _judged(self, inputs: Mapping[str, Tensor], outputs: Tensor, answers: Tensor | None, targets: Tensor) -> Tensor:
         if self.lesson is None:
-            return self._task.loss(outputs, targets), outputs, targets
-        loss = self.lesson(inputs, outputs, answers[0] if answers else None, targets, self._task)
-        return loss, outputs, targets
+            return self._task.loss(outputs, targets)
+        loss: Tensor = self.lesson(inputs, outputs, answers, targets, self._task)
+        return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
+        kernels = {
+            "fused": self._step.optimizer_kernels == "fused",
+            "foreach": self._step.optimizer_kernels == "foreach",
+        }
         optimizer = torch.optim.AdamW(
             (parameter for parameter in self.parameters() if parameter.requires_grad),
             lr=self._settings.lr,
             weight_decay=self._settings.weight_decay,
-            fused=self.device.type != "xla",  # for which PyTorch has no fused one
+            # For XLA PyTorch has no kernels but those that run one by one, which XLA fuses.
+            **(dict.fromkeys(kernels, False) if self.device.type == "xla" else kernels),
         )
         schedule = scheduler(self._settings.schedule, optimizer, self._settings.lr, self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._read()
         checkpoint |= {"identity": self.identity, "curves": self.curves, "sums": self._sums}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.curves, self._sums = checkpoint["curves"], checkpoint["sums"]
 
-    def _record(self, loss: float, correct: int, rows: int) -> None:
-        self._sums["loss"] += loss * rows
+    def _close_step(self, loss: Tensor, correct: Tensor | int, rows: int) -> None:
+        """Follows the curves. The loss of a step is looked at after the next, so that a GPU is never waited for."""
+        self._read()
+        self._unread = _StepOutcome.of(self.global_step, loss, correct, rows)
+        schedule = self.lr_schedulers()
+        if self.global_step % self._steps_per_epoch == 0:
+            self._read()
+            self._close_epoch(self.trainer.optimizers[0].param_groups[0]["lr"])
+        schedule.step()
+
+    def _read(self) -> None:
+        """Adds the outcome of the latest step to the sums of its epoch.
+
+        Raises:
+            PassError: its loss is NaN or infinite.
+        """
+        if self._unread is None:
+            return
+        outcome, self._unread = self._unread, None
+        loss, correct = outcome.values()
+        self._last_loss = loss
+        if not math.isfinite(loss):
+            raise PassError(f"the loss became {loss} at step {outcome.step} of {self._what}: {self._diverged}")
+        self._sums["loss"] += loss * outcome.rows
         self._sums["correct"] += correct
-        self._sums["rows"] += rows
-        if (self.global_step + 1) % self._steps_per_epoch == 0:
-            self.curves["train_loss"].append(self._sums["loss"] / self._sums["rows"])
-            if self._classes:
-                self.curves["train_accuracy"].append(self._sums["correct"] / self._sums["rows"])
-            self.curves["lr"].append(self.trainer.optimizers[0].param_groups[0]["lr"])
-            self._sums = {"loss": 0.0, "correct": 0, "rows": 0}
+        self._sums["rows"] += outcome.rows
+
+    def _close_epoch(self, lr: float) -> None:
+        self.curves["train_loss"].append(self._sums["loss"] / self._sums["rows"])
+        if self._classes:
+            self.curves["train_accuracy"].append(self._sums["correct"] / self._sums["rows"])
+        self.curves["lr"].append(lr)
+        self._sums = {"loss": 0.0, "correct": 0, "rows": 0}
+
+
+class _StepOutcome(NamedTuple):
+    """Of a step: scalars that may still be on their way from the device.
+
+    Attributes:
+        step: its number, from 1.
+        correct: rows that were classified rightly.
+        arrived: after which they may be read; None where reading waits by itself.
+    """
+
+    step: int
+    loss: Tensor
+    correct: Tensor | int
+    rows: int
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, step: int, loss: Tensor, correct: Tensor | int, rows: int) -> _StepOutcome:
+        if loss.device.type != "cuda":
+            return cls(step, loss, correct, rows, None)
+        loss = loss.to("cpu", non_blocking=True)
+        if isinstance(correct, Tensor):
+            correct = correct.to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return cls(step, loss, correct, rows, arrived)
+
+    def values(self) -> tuple[float, int]:
+        """Loss and number of rows that are right."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.loss.item(), int(self.correct)
+
+
+def _total(values: Sequence[Any]) -> Any:
+    return sum(values[1:], start=values[0])
 
 
 def curve_names(classes: bool) -> tuple[str, ...]:

@@ -1,0 +1,117 @@
+"""How a model's forward pass is calculated while it trains, and on how many rows at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from hasten.artefacts.module import forward
+from hasten.core.errors import PassError, first_line
+from hasten.core.sections import Step, TrainingSettings
+
+_HALF: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ForwardPass:
+    """A model's forward pass as a `Step` wants it; what surrounds it stays in float32.
+
+    The model itself is left as it is but for the layout of its weights, so that its state dict, its hooks and its
+    forward pass in eval mode are those of the plain module.
+
+    Args:
+        model: in training mode.
+        device: type of the device that the model will be on, such as `cpu`.
+    """
+
+    def __init__(self, model: nn.Module, step: Step, device: str) -> None:
+        self._model, self._device = model, device
+        self._dtype = _HALF.get(step.precision)
+        self._channels_last = step.layout == "channels_last"
+        self._run = forward
+        if self._channels_last:
+            model.to(memory_format=torch.channels_last)
+        if step.compile != "none":
+            # Each size of a batch is compiled for itself: a step has at most two, and code for any size is slower.
+            self._run = torch.compile(forward, mode=step.compile, dynamic=False)
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Outputs in float32."""
+        with self._autocast():
+            outputs = self._run(self._model, self._laid_out(inputs))
+        return outputs.float()
+
+    def plain(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Outputs of the model as it will be used: in float32 and not compiled."""
+        return forward(self._model, self._laid_out(inputs))
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._dtype is None else torch.autocast(self._device, dtype=self._dtype)
+
+    def _laid_out(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if not self._channels_last:
+            return inputs
+        return {
+            name: values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
+            for name, values in inputs.items()
+        }
+
+
+@contextmanager
+def compiling(step: Step, what: str) -> Iterator[None]:
+    """Where compiled code runs; afterwards PyTorch has forgotten it, so that many trainings in one process don't reach
+    the number of versions from which it gives up compiling.
+
+    Args:
+        what: is trained, for the error.
+
+    Raises:
+        PassError: the compiler can't compile the model.
+    """
+    if step.compile == "none":
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+
+    torch._dynamo.reset()
+    try:
+        yield
+    except TorchDynamoException as error:
+        raise PassError(
+            f"trainer.compile={step.compile} can't compile {what}, trainer.compile=none runs it as it is: "
+            f"{first_line(error)}"
+        ) from error
+    finally:
+        torch._dynamo.reset()
+
+
+def scaled(settings: TrainingSettings, step: Step, num_rows: int) -> TrainingSettings:
+    """The settings with the rows of a step times its `batch_factor`, and the learning rate as `lr_scaling` wants it.
+
+    Where there are fewer rows, all of them are one step, and the learning rate is scaled by what is really taken.
+
+    Args:
+        num_rows: that there are to train on.
+    """
+    before = min(settings.batch_size, num_rows)
+    batch_size = min(settings.batch_size * step.batch_factor, num_rows)
+    factor = batch_size / before
+    lr = settings.lr * {"none": 1.0, "sqrt": math.sqrt(factor), "linear": factor}[step.lr_scaling]
+    return replace(settings, batch_size=batch_size, lr=lr)
+
+
+def parts(tensors: Sequence[Tensor], micro_batches: int) -> Iterator[tuple[tuple[Tensor, ...], float]]:
+    """The rows of a batch in so many parts, as equal as can be, each with its share of the rows.
+
+    Args:
+        tensors: (B, ...) each.
+        micro_batches: parts; of fewer rows each is one.
+    """
+    num_rows = len(tensors[0])
+    pieces = (tensor.tensor_split(min(micro_batches, num_rows)) for tensor in tensors)
+    for piece in zip(*pieces, strict=True):
+        yield piece, len(piece[0]) / num_rows
