@@ -49,13 +49,13 @@ class PaceProtocol:
             `evidence.latency.LatencyProtocol`.
     """
 
-    block_seconds: Annotated[float, Gt(0)] = 1.0
+    block_seconds: Annotated[float, Gt(0)] = 0.6
     min_steps: Annotated[int, Ge(1)] = 4
     warm_up_steps: Annotated[int, Ge(1)] = 6
     pause_seconds: Annotated[float, Ge(0)] = 0.1
     min_rounds: Annotated[int, Ge(2)] = 6
-    max_rounds: Annotated[int, Ge(2)] = 14
-    max_seconds: Annotated[float, Gt(0)] = 90.0
+    max_rounds: Annotated[int, Ge(2)] = 12
+    max_seconds: Annotated[float, Gt(0)] = 60.0
     precision: Annotated[float, Gt(0)] = 0.02
     confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
     launch_sd: Annotated[float, Interval(ge=0, lt=1)] = 0.01
