@@ -3,12 +3,12 @@
     .venv/bin/python benchmarks/larger_than_memory.py
     .venv/bin/python benchmarks/larger_than_memory.py --gigabytes 1 --limit-mib 1024
 
-Makes up rows of numbers in Parquet files, a little at a time, and removes them again. Stages `data` and `teacher` of a
-recipe prepare them and train a small network for two epochs: once undisturbed; and once under a memory limit that
-counts the page cache too (a control group, which only root may make; else it is said and left out), killed in the
-middle of the second epoch and started again. The network notes the numbers of the rows of every step, in the order in
-which they come. Prints Markdown: the peak of anonymous memory over all processes of a training, the peak of its control
-group, seconds, what the loader read; and whether both trainings saw the same rows and ended with the same weights.
+Makes up rows of numbers in Parquet files, a little at a time, and removes them again. A recipe prepares them and trains
+a small network for two epochs: once undisturbed; and once under a memory limit that counts the page cache too (a
+control group, which only root may make; else it is said and left out), killed in the middle of the second epoch and
+started again. The network notes the numbers of the rows of every step, in the order in which they come. Prints
+Markdown: the peak of anonymous memory over all processes of a training, the peak of its control group, seconds, what
+the loader read; and whether both trainings saw the same rows and ended with the same weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hasten.artefacts.module import build, save
 from hasten.core.errors import HastenError
 from hasten.core.files import file_digest, read_json, write_json
 from hasten.core.interpreter import import_path
 from hasten.core.preflight import check
 from hasten.core.recipe import Composer
-from hasten.core.store import Entry, Store
+from hasten.core.store import Store
+from hasten.data.prepare import read
 from hasten.notebook import composing
 from hasten.stages.data import Data
-from hasten.stages.stage import Stage, Tools
-from hasten.stages.teacher import Teacher
-from hasten.stages.training import CURVES
+from hasten.stages.stage import Tools
+from hasten.stages.training import StageBench
 
 FEATURES = 1536
 ROW_BYTES = 4 * FEATURES
@@ -155,7 +156,7 @@ def _drop_from_cache(file: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One recipe in a store of its own.
+    """What the stages `data` and `teacher` do with a recipe, in a store of its own.
 
     Attributes:
         rows: folder of Parquet files.
@@ -191,30 +192,38 @@ class Training:
             f"+model.arch.notes={self.notes}",
             f"trainer.epochs={EPOCHS}",
             f"trainer.batch_size={self.batch_size}",
+            "loader.cache=disk",  # however much memory there is
             *self.overrides,
         ]
 
     def run(self) -> None:
         """Prepares and trains, or goes on with it, in this process."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        store = Store(self.folder / "store")
         tools = Tools(checkpoint_seconds=self.checkpoint_seconds)
         with composing():
             recipe = Composer.of(self.recipe()).compose()
         check(recipe)
-        entries: dict[str, Entry] = {}
-        stages: Sequence[Stage] = (Data(), Teacher())
-        for stage in stages:
-            inputs = {name: entry.folder for name, entry in entries.items()}
-            ingredients = stage.ingredients(recipe, {name: entry.key for name, entry in entries.items()})
-            entries[stage.name] = store.build(
-                ingredients, lambda folder, stage=stage, inputs=inputs: stage.make(recipe, inputs, folder, tools)
-            )
-        teacher = entries["teacher"].folder
+        store = Store(self.folder / "store")
+        data = store.build(Data().ingredients(recipe, {}), lambda folder: Data().make(recipe, {}, folder, tools))
+        prepared, node = read(data.folder), recipe.section("model")
+        model, arch = build(node["arch"], prepared.inputs, prepared.output_shape, seed=recipe.config["seed"])
+        bench = StageBench(
+            recipe=recipe,
+            section="model",
+            what="witness",
+            inputs={"data": data.folder},
+            folder=self.folder,
+            tools=tools,
+        )
+        start = time.monotonic()
+        fitted = bench.trained(model, distil=False)
+        seconds = time.monotonic() - start
+        save(self.folder, arch, fitted.model)
         outcome = {
-            "seconds": {name: entry.seconds for name, entry in entries.items()},
-            "curves": read_json(teacher / CURVES),
-            "weights": file_digest(teacher / "weights.safetensors"),
+            "seconds": {"prepared": data.seconds, "trained": seconds},
+            "cache": fitted.cache,
+            "accuracy": fitted.curves["train_accuracy"],
+            "readings": [{**asdict(each), "hit_rate": each.hit_rate} for each in fitted.readings],
+            "weights": file_digest(self.folder / "weights.safetensors"),
         }
         write_json(self.outcome, outcome)
 
@@ -403,11 +412,25 @@ def _run(
 
 
 def told(outcome: Mapping[str, Any]) -> str:
-    """A table of epochs."""
-    head = "| epoch | accuracy |\n|---|---|\n"
-    return head + "\n".join(
-        f"| {number} | {accuracy:.3f} |" for number, accuracy in enumerate(outcome["curves"]["train_accuracy"], start=1)
+    """A table of epochs; of a training that was started again, those since then."""
+    seconds, readings = outcome["seconds"], outcome["readings"]
+    head = (
+        f"Prepared in {seconds['prepared']:.0f} s, trained in {seconds['trained']:.0f} s. {outcome['cache']}.\n\n"
+        "| epoch | accuracy | batches | MB of rows | MB read | hit rate | seconds waited |\n"
+        "|---|---|---|---|---|---|---|\n"
     )
+    first = EPOCHS + 1 - len(readings)
+    lines = (
+        f"| {epoch} | {outcome['accuracy'][epoch - 1]:.3f} | {each['num_batches']} | {each['asked_bytes'] / 1e6:.0f} | "
+        f"{_or_unknown(each['read_bytes'], 1e-6, '.0f')} | {_or_unknown(each['hit_rate'], 1, '.2f')} | "
+        f"{each['waited_seconds']:.1f} |"
+        for epoch, each in enumerate(readings, start=first)
+    )
+    return head + "\n".join(lines)
+
+
+def _or_unknown(value: float | None, factor: float, form: str) -> str:
+    return "unknown" if value is None else f"{value * factor:{form}}"
 
 
 def _compared(resumed: Resumed) -> Iterator[str]:
