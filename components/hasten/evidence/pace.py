@@ -16,10 +16,10 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Gt, Interval
 
+from hasten.core.memory import anonymous_bytes
 from hasten.core.trial import Interval as Estimate
 from hasten.evidence.bounds import bootstrap_ratio, percentile_interval, rate_interval, widened
 from hasten.evidence.latency import CANDIDATE, measuring_alone
-from hasten.evidence.memory import anonymous_bytes
 from hasten.evidence.process import Process
 
 START_SECONDS = 900.0

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hasten.core.errors import EngineError
 from hasten.core.interfaces import Graph, OperatorTime, Target
 from hasten.core.interpreter import import_path
-from hasten.evidence.memory import free_bytes, resident_bytes
+from hasten.core.memory import free_bytes, resident_bytes
 
 FREE_SHARE = 0.9
 """Share of what is free that a worker may take, where no limit is declared."""

@@ -14,10 +14,10 @@ from hasten.core.errors import ConfigError
 from hasten.core.files import digest, file_digest, read_json, write_json
 from hasten.core.interfaces import Augment, Distillation, Graph, Rows, Task
 from hasten.core.recipe import Recipe
-from hasten.core.sections import Step, TrainingSettings
-from hasten.data.prepare import read
+from hasten.core.sections import Loader, Step, TrainingSettings
+from hasten.data.prepare import Prepared, read
 from hasten.stages.answers import teacher_outputs
-from hasten.stages.data import task
+from hasten.stages.data import source, task
 from hasten.stages.rehearsal import Rehearsal, rehearsal_ingredients
 from hasten.stages.stage import (
     Tools,
@@ -28,6 +28,7 @@ from hasten.stages.stage import (
     sources,
     teaching_stages,
 )
+from hasten.training.cache import resolved
 from hasten.training.fit import Fitted, fit
 
 if TYPE_CHECKING:
@@ -66,9 +67,29 @@ def training_config(recipe: Recipe, section: str) -> dict[str, Any]:
         "threads": recipe.config["trainer"]["threads"],
         "accelerator": recipe.config["trainer"]["accelerator"],
         "step": asdict(Step.of(recipe.config["trainer"])),
+        "order": order_config(loader(recipe)),
         "task": arguments(recipe.section("task")),
         "augment": recipe.section("data")["augment"],
     }
+
+
+def loader(recipe: Recipe) -> Loader:
+    return Loader(**recipe.section("loader"))
+
+
+def order_config(loader: Loader) -> dict[str, Any]:
+    """What decides the order of rows. The size that `auto` goes by is the data's, whose key is in the stage's key."""
+    names = {"rows": (), "blocks": ("block_rows", "window_blocks")}.get(
+        loader.order, ("block_rows", "window_blocks", "blocks_above_mb")
+    )
+    return {"order": loader.order, **{name: getattr(loader, name) for name in names}}
+
+
+def training_rows(recipe: Recipe, prepared: Prepared) -> tuple[Rows, Loader]:
+    """The rows to train on as the recipe's loader reads them, and the loader with its order settled."""
+    kept = prepared.kept("train")
+    settled = resolved(loader(recipe), kept)
+    return prepared.raw("train", source(recipe)) if settled.cache == "none" else kept, settled
 
 
 def training_sources(recipe: Recipe, *targets: str) -> dict[str, str]:
@@ -158,20 +179,22 @@ class StageBench:
             clock, callbacks: as of `training.fit.fit`.
         """
         node = self.recipe.section("distillation")
-        loss, outputs = None, None
+        loss, outputs, answers = None, None, None
         teachers: list[torch.nn.Module] = []
         number = next(self._trainings)
         if distil and declared(node):
             loss = construct(node, "distillation")
             assert isinstance(loss, Distillation)
             # There are no stored answers where they would not do (`stages.answers`): the teachers are asked again.
-            if answers := answers_stage(self.inputs):
+            answers = answers_stage(self.inputs)
+            if answers:
                 outputs = teacher_outputs(self.inputs[answers])
             else:
                 teachers = [rebuild(self.inputs[name]) for name in teaching_stages(self.inputs)]
+        rows, settled = training_rows(self.recipe, read(self.inputs["data"]))
         fitted = fit(
             model,
-            self.train,
+            rows,
             TrainingSettings(**self.recipe.section(self.section)["training"]),
             task=task(self.recipe),
             augment=augmentation(self.recipe),
@@ -192,6 +215,9 @@ class StageBench:
             steps=steps,
             clock=clock,
             callbacks=callbacks,
+            loader=settled,
+            # Folders of the store are called by their keys.
+            contents=" ".join(self.inputs[name].name for name in ("data", answers) if name),
         )
         self._add_curves(fitted.curves)
         return fitted

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import time
 
+import numpy as np
 import torch
 from torch import nn
 
 from hasten.artefacts.module import forward
+from hasten.artefacts.rows import take
 from hasten.core.interfaces import Rows, Task
 from hasten.core.sections import Accelerator, TrainingSettings
 from hasten.training.determinism import reproducible
@@ -30,12 +32,13 @@ def training_seconds(
     """Expected seconds of `fit`, from the fastest of a few forward and backward passes on a copy of the model.
 
     Args:
-        rows: at least a batch of them, where there are so many.
+        rows: at least a batch of them, where there are so many; what is deferred is not timed.
         num_rows: that `fit` will train on.
     """
     batch_size, device = min(settings.batch_size, len(rows)), device_of(accelerator)
-    inputs = {name: torch.from_numpy(values[:batch_size]).to(device) for name, values in rows.inputs.items()}
-    targets = torch.from_numpy(rows.targets[:batch_size]).to(device)
+    batch = take(rows, np.arange(batch_size))
+    inputs = {name: torch.from_numpy(values).to(device) for name, values in batch.inputs.items()}
+    targets = torch.from_numpy(batch.targets).to(device)
     trial = copy.deepcopy(model).train().to(device)
     seconds = []
     with reproducible(0, threads, accelerator):

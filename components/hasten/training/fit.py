@@ -19,14 +19,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader
 
+from hasten.artefacts.rows import take
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Distillation, Progress, Rows, Task
-from hasten.core.sections import Accelerator, Step, TrainingSettings
+from hasten.core.sections import Accelerator, Loader, Step, TrainingSettings
+from hasten.training.batches import Batches
+from hasten.training.cache import cached, resolved
 from hasten.training.determinism import reproducible
 from hasten.training.device import LIGHTNING, device_of
-from hasten.training.sampler import Batches, ResumableBatches, as_is
+from hasten.training.loading import BatchLoader, Readings, delivered_bytes
+from hasten.training.sampler import Blocks, ResumableBatches
 from hasten.training.step import compiling, scaled
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from hasten.training.lesson import Lesson
     from hasten.training.module import Learner
     from hasten.training.step_clock import StepClock
+
+LOADER = Loader()
+"""How rows reach a training that has nothing to say about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +51,14 @@ class Fitted:
         model: with the weights of its best epoch where the settings have a patience, else of its last.
         curves: `train_loss`, with classes `train_accuracy` (means over the epoch's batches, in training mode), `lr`
             (of the epoch's last step), and with a patience `held_out_loss` (in eval mode, at the epoch's end).
+        readings: of each epoch that was trained now: of a training that was resumed, those since then.
+        cache: where the rows were kept and why, a sentence; empty where nothing was read.
     """
 
     model: nn.Module
     curves: Mapping[str, list[float]]
+    readings: tuple[Readings, ...] = ()
+    cache: str = ""
 
 
 def fit(
@@ -69,6 +79,8 @@ def fit(
     teacher_outputs: NDArray[np.float32] | None = None,
     teachers: Sequence[nn.Module] = (),
     augment: Sequence[Augment] = (),
+    loader: Loader = LOADER,
+    contents: str | None = None,
     step: Step = Step(),  # noqa: B008  # frozen
     steps: int | None = None,
     clock: StepClock | None = None,
@@ -93,6 +105,9 @@ def fit(
         teacher_outputs: (B, *output_shape), an answer for each of the rows.
         teachers: in eval mode, in place of `teacher_outputs`: they are asked about every batch as it was changed.
         augment: changes the inputs of every batch at random.
+        loader: how rows reach the training.
+        contents: names what is in `rows` and `teacher_outputs`, so that they need not be read to know a checkpoint of
+            the same training; None where nothing does.
         step: how a step is calculated, and on how many rows.
         steps: after which the training ends, with its whole schedule in them, in place of `settings.epochs`.
         clock: splits the time of each step into its phases; the result is the same with it.
@@ -109,6 +124,8 @@ def fit(
     student = copy.deepcopy(model)
     if settings.epochs == 0:
         return Fitted(model=student.eval(), curves={})
+    delivered = delivered_bytes()
+    rows, cache = cached(rows, loader.cache)
     student.train()  # Lightning keeps each module's mode, and what was rebuilt or pruned comes in eval mode
     with (
         _quiet(),
@@ -119,19 +136,20 @@ def fit(
         from hasten.training.held_out import HeldOut
         from hasten.training.module import Learner, ProgressOfSteps
 
-        arrays = (*rows.inputs.values(), rows.targets, *([] if teacher_outputs is None else [teacher_outputs]))
-        data = Batches(*map(torch.from_numpy, arrays))
+        data = Batches(rows, teacher_outputs)
         train, judge = _divided(data, rows, settings, seed, key)
         whole = scaled(settings, step, len(train))
         steps_per_epoch = len(train) // whole.batch_size
         total_steps = settings.epochs * steps_per_epoch if steps is None else steps
+        loader = resolved(loader, rows)
+        blocks = Blocks(rows=loader.block_rows, window=loader.window_blocks) if loader.order == "blocks" else None
         learner = Learner(
             student,
             task,
             whole,
             step,
             device=device_of(accelerator).type,
-            names=tuple(rows.inputs),
+            names=tuple(few(rows).inputs),
             classes=bool(np.issubdtype(rows.targets.dtype, np.integer)),
             lesson=lesson,
             augment=augment,
@@ -139,7 +157,7 @@ def fit(
             total_steps=total_steps,
             identity=_identity(
                 [student, *teachers, *([] if lesson is None else [lesson])],
-                data,
+                data if contents is None else contents,
                 [
                     asdict(settings),
                     asdict(step),
@@ -150,11 +168,13 @@ def fit(
                     repr(loss),
                     repr(task),
                     repr(augment),
+                    repr(blocks),
                 ],
             ),
             diverged=f"lower {key}.lr (now {settings.lr:g})",
             what=what,
         )
+        learner.notes.append(f"{cache}.")
         told: list[pl.Callback] = [ProgressOfSteps(progress, what, total_steps), *callbacks]
         held_out = None
         if judge is not None and settings.patience is not None:
@@ -166,22 +186,23 @@ def fit(
             )
             told.append(held_out)
         trainer = _trainer(accelerator, total_steps, folder, checkpoint_seconds, told, step, clock)
-        loader = DataLoader(
-            train,
-            batch_sampler=ResumableBatches(
-                len(train), whole.batch_size, seed, lambda: _position(trainer, steps_per_epoch)
-            ),
-            collate_fn=as_is,
-            # Its own, because a loader draws a number from the global one whenever it is iterated.
-            generator=torch.Generator(),
+        order = ResumableBatches(
+            len(train), whole.batch_size, seed, lambda: _position(trainer, steps_per_epoch), blocks=blocks
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
-        _run(trainer, learner, loader, folder, accelerator=accelerator, remedy=remedy)
+        pin = loader.pin_memory and accelerator == "cuda"
+        with BatchLoader(train, order, loader, pin=pin, delivered=delivered) as batches:
+            _run(trainer, learner, batches, folder, accelerator=accelerator, remedy=remedy)
         if held_out is not None:
             held_out.restore(student)
     if step.layout != "contiguous":
         student.to(memory_format=torch.contiguous_format)
-    return Fitted(model=student.cpu().eval(), curves=learner.curves)
+    return Fitted(model=student.cpu().eval(), curves=learner.curves, readings=tuple(batches.readings), cache=cache)
+
+
+def few(rows: Rows) -> Rows:
+    """Two rows as a model takes them, or one where there is one, to see what they are like."""
+    return take(rows, np.arange(min(2, len(rows))))
 
 
 def _check_teaching(
@@ -214,7 +235,7 @@ def _lesson(
         yield None
         return
     lesson = Lesson(
-        loss, student, teachers, {name: torch.from_numpy(few[:2]) for name, few in rows.inputs.items()}, seed
+        loss, student, teachers, {name: torch.from_numpy(values) for name, values in few(rows).inputs.items()}, seed
     )
     try:
         yield lesson
@@ -240,13 +261,22 @@ def _position(trainer: pl.Trainer, steps_per_epoch: int) -> tuple[int, int]:
     return trainer.current_epoch, trainer.global_step - trainer.current_epoch * steps_per_epoch
 
 
-def _identity(models: Sequence[nn.Module], data: Batches, knobs: list[Any]) -> str:
+def _identity(models: Sequence[nn.Module], data: Batches | str, knobs: list[Any]) -> str:
     """SHA-256 of all that decides the result, so that a checkpoint of another training is never resumed."""
     digest = hashlib.sha256(json.dumps(knobs).encode())
     weights = (tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
-    for tensor in (*weights, *data.tensors):
+    for tensor in weights:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().flatten().view(torch.uint8).numpy().data)
+    if isinstance(data, str):
+        digest.update(data.encode())
+        return digest.hexdigest()
+    digest.update(repr(data.rows.deferred).encode())
+    for values in data.columns:
+        digest.update(f"{values.dtype}{values.shape}".encode())
+        contents = values.tolist() if values.dtype.kind == "O" else [np.ascontiguousarray(values).data]
+        for content in contents:
+            digest.update(content.encode() if isinstance(content, str) else content)
     return digest.hexdigest()
 
 
@@ -292,7 +322,7 @@ def _trainer(
 def _run(
     trainer: pl.Trainer,
     learner: Learner,
-    loader: DataLoader[Any],
+    batches: BatchLoader,
     folder: Path,
     *,
     accelerator: Accelerator,
@@ -302,7 +332,7 @@ def _run(
 
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(learner, loader, ckpt_path=newest(folder, learner.identity), weights_only=True)
+        trainer.fit(learner, batches, ckpt_path=newest(folder, learner.identity), weights_only=True)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

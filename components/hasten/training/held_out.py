@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hasten.training.batches import Batches
 from hasten.training.module import Learner
-from hasten.training.sampler import Batches
 
 CURVE = "held_out_loss"
 
@@ -74,7 +76,7 @@ def mean_loss(learner: Learner, rows: Batches, batch_size: int) -> float:
     learner.model.eval()
     with torch.no_grad():
         for start in range(0, len(rows), batch_size):
-            numbers = list(range(start, min(start + batch_size, len(rows))))
+            numbers = np.arange(start, min(start + batch_size, len(rows)))
             batch = tuple(values.to(learner.device) for values in rows.__getitems__(numbers))
             losses.append(learner.loss(batch).item())
             sizes.append(len(numbers))
@@ -82,7 +84,7 @@ def mean_loss(learner: Learner, rows: Batches, batch_size: int) -> float:
     return math.fsum(size * loss for size, loss in zip(sizes, losses, strict=True)) / sum(sizes)
 
 
-def divide(num_rows: int, share: float, seed: int, *, in_order: bool) -> tuple[list[int], list[int]]:
+def divide(num_rows: int, share: float, seed: int, *, in_order: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows to train on and rows that judge, both ascending and at least one each.
 
     Args:
@@ -91,7 +93,7 @@ def divide(num_rows: int, share: float, seed: int, *, in_order: bool) -> tuple[l
         in_order: the last rows judge; drawn at random they would be neighbours of rows that are trained on.
     """
     count = min(max(1, round(share * num_rows)), num_rows - 1)
-    order = torch.arange(num_rows)
+    order = np.arange(num_rows)
     if not in_order:
-        order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
-    return sorted(order[:-count].tolist()), sorted(order[-count:].tolist())
+        order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed)).numpy()
+    return np.sort(order[:-count]), np.sort(order[-count:])

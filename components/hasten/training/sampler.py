@@ -1,26 +1,46 @@
-"""Which rows make up which batch, and the batches themselves."""
+"""Which rows make up which batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
 
 
-class ResumableBatches(Sampler[list[int]]):
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """An order in which reads stay local: the two-level shuffle of Xu et al. 2022 ("CorgiPile").
+
+    Blocks of neighbouring rows follow one another at random, and the rows of as many of them as make a window are
+    mixed. What a batch is drawn from is then a random sample of blocks, not of rows; `training.shuffle` measures what
+    that does to it.
+
+    Attributes:
+        rows: neighbours that are read together; the last block has what is left over.
+        window: blocks whose rows are mixed.
+    """
+
+    rows: int
+    window: int
+
+
+class ResumableBatches(Sampler[NDArray[np.int64]]):
     """Row numbers of the batches of an epoch, shuffled anew in each, from the position that the training has reached.
 
     A plain sampler starts an interrupted epoch over from its first batch. This one asks for the position, which is a
     count of global batches, so it holds for any number of processes: each takes every `world_size`-th row of a batch.
+    It asks once, when an iteration begins: batches that are fetched before they are wanted do not move the position.
 
     Args:
         num_rows: of the data.
         batch_size: rows per step over all processes; a last partial batch is left out.
         seed: of the order.
         position: gives (epoch, batches of it that are done).
+        blocks: in which rows are shuffled; None where any row may follow any other.
         rank: of this process.
         world_size: number of processes, a divisor of the batch size.
 
@@ -34,6 +54,8 @@ class ResumableBatches(Sampler[list[int]]):
         batch_size: int,
         seed: int,
         position: Callable[[], tuple[int, int]],
+        *,
+        blocks: Blocks | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -42,52 +64,52 @@ class ResumableBatches(Sampler[list[int]]):
         if batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} can't be shared out evenly among {world_size} processes")
         self.num_rows, self.batch_size, self.seed, self.position = num_rows, batch_size, seed, position
-        self.rank, self.world_size = rank, world_size
+        self.blocks, self.rank, self.world_size = blocks, rank, world_size
 
     def __len__(self) -> int:
         """Batches of a whole epoch, wherever the training stands."""
         return self.num_rows // self.batch_size
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
         epoch, done = self.position()
-        order = _order(self.num_rows, self.seed, epoch)
-        for batch in range(done, len(self)):
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield rows[self.rank :: self.world_size].tolist()
+        return self._batches(order(self.num_rows, self.seed, epoch, self.blocks, skip=done * self.batch_size), done)
+
+    def _batches(self, pieces: Iterator[NDArray[np.int64]], done: int) -> Iterator[NDArray[np.int64]]:
+        waiting = np.empty(0, np.int64)
+        for _ in range(done, len(self)):
+            while len(waiting) < self.batch_size:
+                waiting = np.concatenate([waiting, next(pieces)])
+            batch, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
+            yield batch[self.rank :: self.world_size]
 
 
-def _order(num_rows: int, seed: int, epoch: int) -> Tensor:
+def order(
+    num_rows: int, seed: int, epoch: int, blocks: Blocks | None = None, *, skip: int = 0
+) -> Iterator[NDArray[np.int64]]:
+    """Row numbers of an epoch, each once, in pieces: all at once, or window by window.
+
+    Args:
+        skip: rows at the beginning that are left out. Windows that are left out whole cost nothing.
+    """
     # Seeds that differ by little give related streams in some generators; drawing the epoch's seed decouples them.
     generator = torch.Generator().manual_seed(seed)
     seeds = torch.randint(2**62, (epoch + 1,), generator=generator)
-    return torch.randperm(num_rows, generator=generator.manual_seed(int(seeds[epoch])))
+    generator.manual_seed(int(seeds[epoch]))
+    if blocks is None:
+        yield _permutation(num_rows, generator)[skip:]
+        return
+    shuffled = _permutation(-(-num_rows // blocks.rows), generator)
+    starts = range(0, len(shuffled), blocks.window)
+    for start, window_seed in zip(starts, torch.randint(2**62, (len(starts),), generator=generator), strict=True):
+        firsts = shuffled[start : start + blocks.window] * blocks.rows
+        length = int(np.minimum(blocks.rows, num_rows - firsts).sum())
+        if skip < length:
+            rows = (firsts[:, None] + np.arange(blocks.rows)).ravel()
+            rows = rows[rows < num_rows]  # the last block may be a part of one
+            yield rows[_permutation(length, generator.manual_seed(int(window_seed)))][skip:]
+        skip = max(0, skip - length)
 
 
-class Batches(Dataset[tuple[Tensor, ...]]):
-    """Tensors of equal length, indexed a whole batch at a time: one gather per tensor instead of Python per row.
-
-    Tensors may be mapped from a file: a batch reads its own rows of it.
-
-    Args:
-        rows: the part of the tensors' rows that there is; None for all.
-    """
-
-    def __init__(self, *tensors: Tensor, rows: Sequence[int] | None = None) -> None:
-        self.tensors, self._rows = tensors, rows
-
-    def __len__(self) -> int:
-        return len(self.tensors[0] if self._rows is None else self._rows)
-
-    def __getitems__(self, rows: list[int]) -> tuple[Tensor, ...]:
-        if self._rows is not None:
-            rows = [self._rows[row] for row in rows]
-        return tuple(tensor[rows] for tensor in self.tensors)
-
-    def part(self, rows: Sequence[int]) -> Batches:
-        """These rows alone, of all that the tensors have; nothing is copied."""
-        return Batches(*self.tensors, rows=rows)
-
-
-def as_is(batch: Any) -> Any:
-    """Collation of what is a batch already."""
-    return batch
+def _permutation(number: int, generator: torch.Generator) -> NDArray[np.int64]:
+    permutation: NDArray[np.int64] = torch.randperm(number, generator=generator).numpy()
+    return permutation

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hasten.evidence.memory import free_bytes, resident_bytes
+from hasten.core.memory import free_bytes, resident_bytes
 
 MEMINFO = "MemTotal:       9000 kB\nMemFree:        1000 kB\nMemAvailable:   8000 kB\n"
 WAITING = "import sys; eaten = b'x' * {size}; print(flush=True); sys.stdin.read()"
