@@ -285,21 +285,19 @@ class Session:
                     recipes[" ".join(attempt)] = recipe
         shown: set[str] = set()
         for title, recipe in recipes.items():
-            rows = [planned for planned in plan(recipe, self.store) if planned.key not in shown]
-            shown.update(planned.key for planned in rows)
+            steps = (
+                self.training_bench.plan(recipe)
+                if self.speeds == TRAINING
+                else [(planned.stage.name, planned.key, planned.entry) for planned in plan(recipe, self.store)]
+            )
+            rows = [
+                (name, key, entry is not None, entry.seconds if entry else None)
+                for name, key, entry in steps
+                if key not in shown
+            ]
+            shown.update(key for _, key, *_ in rows)
             if rows:
-                self.screen.stages(
-                    [
-                        (
-                            planned.stage.name,
-                            planned.key,
-                            planned.entry is not None,
-                            planned.entry.seconds if planned.entry else None,
-                        )
-                        for planned in rows
-                    ],
-                    title=title,
-                )
+                self.screen.stages(rows, title=title)
 
     def ready(self) -> float:
         """Reads the data and constructs the model: what is wrong with them is told before anything is left behind.

@@ -9,7 +9,7 @@ import pytest
 
 from hasten.core.errors import EngineError
 from hasten.evidence.latency import CANDIDATE
-from hasten.evidence.pace import Pace, PaceProtocol, Trainee, measure, samples_per_second, speedups, step_ms
+from hasten.evidence.pace import Pace, PaceProtocol, Trainee, Training, measure, samples_per_second, speedups, step_ms
 
 BRIEFLY = PaceProtocol(block_seconds=0.01, min_rounds=4, max_rounds=6, pause_seconds=0.0, launch_sd=0.0)
 
@@ -45,14 +45,8 @@ def spec(tmp_path: Path, name: str, ms: float, batch_size: int = 10, **more: obj
 
 
 def measured(module: str, specs: dict[str, dict[str, object]], settle: int = 0) -> Pace:
-    return measure(
-        module,
-        specs,
-        threads=dict.fromkeys(specs, 1),
-        settle=dict.fromkeys(specs, settle),
-        protocol=BRIEFLY,
-        seed=0,
-    )
+    trainings = {name: Training(module, each, threads=1, settle=settle) for name, each in specs.items()}
+    return measure(trainings, BRIEFLY, seed=0)
 
 
 def test_rows_per_second_count_the_rows_of_a_step(module: str, tmp_path: Path) -> None:

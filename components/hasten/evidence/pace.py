@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from math import ceil, sqrt
 from time import monotonic, sleep
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Gt, Interval
@@ -59,6 +59,23 @@ class PaceProtocol:
     precision: Annotated[float, Gt(0)] = 0.02
     confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
     launch_sd: Annotated[float, Interval(ge=0, lt=1)] = 0.01
+
+
+class Training(NamedTuple):
+    """One that takes part.
+
+    Attributes:
+        module: that its process runs, and that answers as `stages.trainee`.
+        spec: what the process is told.
+        threads: that it calculates with.
+        settle: steps at the start of a block that are not counted: as many as its loader had the time to prepare while
+            others had their turn.
+    """
+
+    module: str
+    spec: Spec
+    threads: int
+    settle: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,33 +147,30 @@ def speedups(pace: Pace, confidence: float) -> dict[str, Estimate]:
 
 
 def measure(
-    module: str,
-    specs: Mapping[str, Spec],
-    *,
-    threads: Mapping[str, int],
-    settle: Mapping[str, int],
+    trainings: Mapping[str, Training],
     protocol: PaceProtocol,
     seed: int,
+    *,
     on_round: Callable[[], None] = lambda: None,
 ) -> Pace:
     """Measures a candidate's training beside its references', alone on this machine as far as hasten is concerned.
 
     Args:
-        module: that a training process runs.
-        specs: participant -> which training it is; `candidate` among them.
-        threads: participant -> that it calculates with.
-        settle: participant -> steps at the start of a block that are not counted: as many as its loader had the time to
-            prepare while others had their turn.
+        trainings: by participant, `candidate` among them.
         on_round: told after every round, of which there are `protocol.max_rounds` at most.
 
     Raises:
         EngineError: a training raised, crashed or hung.
     """
-    assert CANDIDATE in specs
+    assert CANDIDATE in trainings
     with ExitStack() as stack:
         stack.enter_context(measuring_alone())
-        trainees = {name: stack.enter_context(Trainee(module, threads[name])) for name in specs}
-        begun = {name: trainee.begin(specs[name]) for name, trainee in trainees.items()}
+        trainees = {
+            name: stack.enter_context(Trainee(training.module, training.threads))
+            for name, training in trainings.items()
+        }
+        begun = {name: trainee.begin(trainings[name].spec) for name, trainee in trainees.items()}
+        settle = {name: training.settle for name, training in trainings.items()}
         rounds = _Rounds(trainees=trainees, settle=settle, protocol=protocol, seed=seed)
         rounds.go(on_round, {name: each["batch_size"] for name, each in begun.items()})
         return rounds.pace(begun)

@@ -17,7 +17,7 @@ import numpy as np
 from hasten.core.files import digest, read_json, write_json
 from hasten.core.interfaces import Progress, Silent, StepFigures
 from hasten.core.recipe import Recipe
-from hasten.core.sections import Loader, TrainingSettings
+from hasten.core.sections import TrainingSettings
 from hasten.core.store import Entry, Ingredients, Store
 from hasten.core.training_objective import TrainingObjective, worth_comparing
 from hasten.core.trial import Interval, LossCurves, StepProfile, TrainingEvaluation
@@ -105,6 +105,16 @@ class TrainingEvaluator:
                 return built, replace(found, loss=loss), seconds | more
         return built, found, seconds
 
+    def plan(self, recipe: Recipe) -> list[tuple[str, str, Entry | None]]:
+        """What measuring a recipe's training needs: name, key, and what the store has of it.
+
+        Its pace is not among it: that belongs to a pair.
+        """
+        rows = Data().ingredients(recipe, {})
+        key = Teacher().ingredients(recipe, {"data": rows.key}).key
+        losses = self._curve_of(key, self.seed, self.objective.loss_steps)
+        return [(it.stage, it.key, self.store.find(it.stage, it.key)) for it in (rows, losses)]
+
     def baseline_seconds(self, recipe: Recipe) -> float:
         """What the baseline will cost, from a few measured steps; the rows are prepared for that.
 
@@ -182,6 +192,16 @@ class TrainingEvaluator:
         """What the training process is told; None for steps without end."""
         return {"recipe": built.recipe.config, "data": str(built.data.folder), "seed": seed, "steps": steps}
 
+    def _training_of(self, built: Built) -> pace.Training:
+        """Without end."""
+        loader = Loader(**built.recipe.section("loader"))
+        return pace.Training(
+            module=TRAINEE,
+            spec=self._spec(built, seed=self.seed, steps=None),
+            threads=built.recipe.config["trainer"]["threads"],
+            settle=max(1, loader.workers) * loader.ahead + 1,
+        )
+
     def _paces(self, built: Built, references: Mapping[str, Built]) -> tuple[dict[str, pace.Pace], dict[str, float]]:
         """One measurement for each pair of candidate and reference, and what measuring cost.
 
@@ -244,17 +264,19 @@ class TrainingEvaluator:
         return found, seconds
 
     def _curve(self, built: Built, seed: int, steps: int, trainees: _Once) -> Entry:
-        ingredients = Ingredients(
-            stage="losses",
-            config={"seed": seed, "steps": steps},
-            parents={"training": self._training(built)},
-            sources=sources(TRAINEE),
-        )
-
         def make(folder: Path) -> None:
             write_json(folder / LOSSES, trainees.one.losses(self._spec(built, seed=seed, steps=steps)))
 
-        return self.store.build(ingredients, make)
+        return self.store.build(self._curve_of(self._training(built), seed, steps), make)
+
+    @staticmethod
+    def _curve_of(training: str, seed: int, steps: int) -> Ingredients:
+        return Ingredients(
+            stage="losses",
+            config={"seed": seed, "steps": steps},
+            parents={"training": training},
+            sources=sources(TRAINEE),
+        )
 
 
 REFERENCE = "reference"
@@ -297,19 +319,10 @@ class _Session:
         evaluator.progress.start("measuring", evaluator.protocol.max_rounds)
         try:
             return pace.measure(
-                TRAINEE,
-                {name: evaluator._spec(built, seed=evaluator.seed, steps=None) for name, built in taking_part.items()},
-                threads={name: built.recipe.config["trainer"]["threads"] for name, built in taking_part.items()},
-                settle={name: _settle(built.recipe) for name, built in taking_part.items()},
-                protocol=evaluator.protocol,
-                seed=evaluator.seed,
+                {name: evaluator._training_of(built) for name, built in taking_part.items()},
+                evaluator.protocol,
+                evaluator.seed,
                 on_round=evaluator.progress.advance,
             )
         finally:
             evaluator.progress.stop()
-
-
-def _settle(recipe: Recipe) -> int:
-    """Steps whose batches a loader may have ready after a pause, and one more."""
-    loader = Loader(**recipe.section("loader"))
-    return max(1, loader.workers) * loader.ahead + 1
