@@ -32,6 +32,7 @@ from hasten.stages.data import Data, task
 from hasten.stages.roofline import roofline
 from hasten.stages.stage import Tools, sources
 from hasten.stages.teacher import Teacher, untrained
+from hasten.stages.training import loader
 from hasten.training.estimate import training_seconds
 
 TRAINEE = "hasten.stages.trainee"
@@ -194,12 +195,12 @@ class TrainingEvaluator:
 
     def _training_of(self, built: Built) -> pace.Training:
         """Without end."""
-        loader = Loader(**built.recipe.section("loader"))
+        settings = loader(built.recipe)
         return pace.Training(
             module=TRAINEE,
             spec=self._spec(built, seed=self.seed, steps=None),
             threads=built.recipe.config["trainer"]["threads"],
-            settle=max(1, loader.workers) * loader.ahead + 1,
+            settle=max(1, settings.workers) * settings.ahead + 1,
         )
 
     def _paces(self, built: Built, references: Mapping[str, Built]) -> tuple[dict[str, pace.Pace], dict[str, float]]:
