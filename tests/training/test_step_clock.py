@@ -1,5 +1,6 @@
 """The clock of a training's steps, with a fake one that ticks once whenever it is read."""
 
+import time
 from itertools import count
 
 import numpy as np
@@ -18,7 +19,6 @@ from hasten.training.step_clock import StepClock
 
 TICK = 1_000_000
 BATCHES = 4
-ONCE = {"data": 1, "transfer": 1, "forward": 1, "backward": 1}
 
 
 class Ticks:
@@ -41,38 +41,36 @@ class Spans(StepClock):
 
     def _mark(self):
         self.spans.append(self.phase)
-        return super()._mark()
+        super()._mark()
 
 
-class Automatic(pl.LightningModule):
-    def __init__(self, widths=(3, 2)):
+class Parts(pl.LightningModule):
+    """Adds up the gradients of the parts of each batch, and says what it does as the `Learner` says it."""
+
+    def __init__(self, parts=1):
         super().__init__()
-        self.model = nn.Linear(*widths)
+        self.automatic_optimization = False
+        self.model, self.parts = nn.Linear(3, 2), parts
 
     def training_step(self, batch, batch_idx):
+        phase, optimizer = self.trainer.profiler.profile, self.optimizers()
+        for part in batch.chunk(self.parts):
+            with phase("forward"):
+                loss = self.loss(part)
+            with phase("backward"):
+                self.manual_backward(loss)
+        with phase("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def loss(self, batch):
         return self.model(batch).square().mean()
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), fused=True)
 
 
-class Manual(Automatic):
-    """Adds up the gradients of the parts of each batch."""
-
-    def __init__(self, parts):
-        super().__init__()
-        self.automatic_optimization = False
-        self.parts = parts
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        for part in batch.chunk(self.parts):
-            self.manual_backward(super().training_step(part, batch_idx))
-        optimizer.step()
-
-
-def trained(clock, learner, *, epochs=1, batches=BATCHES, **trainer):
+def trained(clock, learner, *, epochs=1, data=None):
     pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -81,8 +79,7 @@ def trained(clock, learner, *, epochs=1, batches=BATCHES, **trainer):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **trainer,
-    ).fit(learner, DataLoader(torch.ones(4 * batches, 3), batch_size=4))
+    ).fit(learner, DataLoader(torch.ones(4 * BATCHES, 3) if data is None else data, batch_size=4))
     return clock
 
 
@@ -92,96 +89,67 @@ def merged(spans):
 
 
 def test_the_phases_of_a_step_follow_one_another():
-    clock = trained(Spans(), Automatic(), batches=1)
+    clock = trained(Spans(), Parts(2), data=torch.ones(4, 3))
     assert clock.num_steps == clock.num_updates == 1
-    # The optimizer's step calls both passes: what lies between them, such as clearing the gradients, is its own.
-    assert merged(clock.spans) == [
-        *("other", "data", "other", "transfer", "other"),
-        *("optimizer", "forward", "optimizer", "backward", "optimizer", "other"),
+    assert [phase for phase in merged(clock.spans) if phase != "other"] == [
+        *("data", "transfer", "forward", "backward", "forward", "backward", "optimizer"),
     ]
 
 
 def test_phases_add_up_to_the_time_between_the_first_and_the_last_mark():
     ticks = Ticks()
-    clock = trained(StepClock(now=ticks), Automatic(), epochs=3)
+    clock = trained(StepClock(now=ticks), Parts(), epochs=3)
     assert clock.phases_ms.shape == (3 * BATCHES, len(PHASES))
     assert clock.phases_ms.sum() == ticks.asked - 1
 
 
-def test_each_step_has_its_own_phases():
-    clock = trained(StepClock(now=Ticks()), Automatic(), epochs=2)
-    for step in clock.phases_ms:
-        phases = dict(zip(PHASES, step, strict=True))
-        assert {name: phases[name] for name in ONCE if name != "data"} == {
-            name: ticks for name, ticks in ONCE.items() if name != "data"
-        }
-        assert phases["optimizer"] == 3
-    assert len({tuple(step) for step in clock.phases_ms[1:BATCHES]}) == 1
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_a_step_of_several_parts_has_several_passes(parts):
+    clock = trained(StepClock(now=Ticks()), Parts(parts), epochs=2)
+    assert clock.num_steps == 2 * BATCHES
+    expected = {"data": 1.0, "transfer": 1.0, "forward": parts, "backward": parts, "optimizer": 1.0}
+    step = dict(zip(PHASES, clock.phases_ms[1], strict=True))
+    assert {name: step[name] for name in expected} == expected
+    assert len({tuple(step) for step in clock.phases_ms[1 : BATCHES - 1]}) == 1
 
 
 def test_an_epochs_iterator_counts_as_waiting_for_data():
-    clock = trained(StepClock(now=Ticks()), Automatic(), epochs=2)
+    clock = trained(StepClock(now=Ticks()), Parts(), epochs=2)
     waits = clock.phases_ms[:, PHASES.index("data")]
     assert waits[BATCHES] > waits[BATCHES + 1]
     assert set(waits[1:BATCHES]) == {1.0}
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_a_step_of_several_parts_has_several_passes(parts):
-    clock = trained(StepClock(now=Ticks()), Manual(parts), epochs=2)
-    assert clock.num_steps == 2 * BATCHES
-    assert set(clock.phases_ms[:, PHASES.index("backward")]) == {parts}
-    assert clock.phases_ms[:, PHASES.index("optimizer")].tolist() == [1.0] * 2 * BATCHES
-
-
-def test_a_step_that_takes_several_batches_waits_for_each():
-    clock = trained(Spans(), Automatic(), accumulate_grad_batches=2)
-    assert clock.num_steps == BATCHES // 2
-    for phase in ("transfer", "backward", "forward"):
-        assert set(clock.phases_ms[:, PHASES.index(phase)]) == {2.0}
-    assert merged(clock.spans).count("data") == BATCHES
-
-
 def test_a_slow_phase_is_found_where_it_is():
-    # Ten ticks pass within the loader's iterator, and five within the loss.
+    # Ten ticks pass while a row is read, and five while the loss is calculated.
     ticks = Ticks()
 
     class Slow(torch.utils.data.Dataset):
         def __len__(self):
-            return 3
+            return 12
 
         def __getitem__(self, row):
             [ticks() for _ in range(10)]
             return torch.ones(3)
 
-    class SlowLoss(Automatic):
-        def training_step(self, batch, batch_idx):
+    class SlowLoss(Parts):
+        def loss(self, batch):
             [ticks() for _ in range(5)]
-            return super().training_step(batch, batch_idx)
+            return super().loss(batch)
 
-    clock = StepClock(now=ticks)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        profiler=clock,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(SlowLoss(), DataLoader(Slow(), batch_size=1))
+    clock = trained(StepClock(now=ticks), SlowLoss(), data=Slow())
     found = dict(zip(PHASES, clock.phases_ms[1], strict=True))
-    assert (found["data"], found["forward"], found["backward"]) == (11, 6, 1)
+    assert (found["data"], found["forward"], found["backward"]) == (41, 6, 1)
 
 
 def test_the_device_is_waited_for_at_each_border():
     waits = count()
-    clock = trained(StepClock(finish=lambda: next(waits), now=Ticks()), Automatic())
+    clock = trained(StepClock(finish=lambda: next(waits), now=Ticks()), Parts())
     assert next(waits) == clock.phases_ms.sum() + 1
 
 
 def test_memory_that_is_touched_for_the_first_time_is_counted():
-    class Hungry(Automatic):
+    class Hungry(Parts):
         def training_step(self, batch, batch_idx):
             self.kept = [*getattr(self, "kept", []), np.ones(2**22)]
             return super().training_step(batch, batch_idx)
@@ -189,6 +157,18 @@ def test_memory_that_is_touched_for_the_first_time_is_counted():
     faults = trained(StepClock(), Hungry()).page_faults
     assert faults.shape == (BATCHES,)
     assert (faults >= 16).all()  # 32 MB, in pages of 2 MB at most
+
+
+def test_a_thread_that_sleeps_is_not_ready():
+    class Sleepy(Parts):
+        def loss(self, batch):
+            time.sleep(0.05)
+            return super().loss(batch)
+
+    clock = trained(StepClock(), Sleepy())
+    assert clock.delays_ms.shape == (BATCHES,)
+    assert (clock.delays_ms >= 0).all()
+    assert (clock.phases_ms.sum(1) - clock.delays_ms >= 50).all()
 
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=12, lr=0.01, weight_decay=0.01)
@@ -247,4 +227,6 @@ def test_of_a_resumed_training_the_clock_has_the_steps_of_this_process(tmp_path)
     assert before.num_steps == 5
     fitted(tmp_path, after)
     assert after.num_steps == SETTINGS.epochs * STEPS_PER_EPOCH - 5
-    assert set(after.phases_ms[:, PHASES.index("forward")]) == {1.0}
+    # The augmentation and the pass itself, each with a mark at its end.
+    assert set(after.phases_ms[:, PHASES.index("forward")]) == {2.0}
+    assert set(after.phases_ms[:, PHASES.index("backward")]) == {1.0}

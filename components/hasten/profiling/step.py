@@ -6,8 +6,11 @@ The split, of the mean step on the training's own clock:
 - A profiler slows down what it watches, and what it slows down is the launching of operators, not their work. So the
   time of each kind of operators under the profiler, less what so many of them take there with nothing to do, is taken
   for their work, in milliseconds as they are; what exceeds the clock's time of its phase is scaled down to that.
-- The rest of the passes and of the update, and what is between the phases, is `overhead`: launching many operators, and
-  Python.
+- The rest of the passes and of the update is `overhead`, launching many operators and Python, but no more of it than
+  there was under the profiler, which only adds to it: where the steps of the clock were slower, the work was. So is
+  what lies between the phases.
+- Processes that load batches work beside the training. Where they take the processors from it, whatever it does takes
+  longer by that: this is `data` too.
 - The work of a kind is arithmetic (`compute`) or memory traffic (`memory`), in the proportion of the roofline's times
   of its operators that either roof bounds (Williams, Waterman and Patterson, CACM 2009). However far from the roofline
   it runs, more of the same would take longer.
@@ -25,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core.errors import MeasurementError
-from hasten.core.interfaces import StepFigures, StepWork
+from hasten.core.interfaces import StepFigures, StepOperators, StepWork
 from hasten.core.trial import PHASES, OperatorGroup, StepProfile
 from hasten.profiling.roofline import Roofs
 from hasten.profiling.told import told_size, told_time
@@ -77,14 +80,14 @@ class _Split:
     """Where a step goes.
 
     Attributes:
-        launch_ms: of operators; `python_ms`: between them in the passes and the update; both are overhead.
+        python_ms: between the operators of the passes and of the update.
+        delay_ms: that the loader's processes took from the step while it calculated, a part of all its other times.
     """
 
     phases_ms: Mapping[str, float]
     kinds: tuple[_Kind, ...]
-    roofs: Roofs
-    launch_ms: float
     python_ms: float
+    delay_ms: float
     num_faults: float
     activation_bytes: int
 
@@ -97,17 +100,23 @@ class _Split:
         return sum(kind.calls for kind in self.kinds)
 
     @property
+    def launch_ms(self) -> float:
+        return sum(kind.launch_ms for kind in self.kinds)
+
+    @property
     def faults_ms(self) -> float:
         return sum(kind.faults_ms for kind in self.kinds)
 
     def shares(self) -> dict[str, float]:
-        parts = {
-            "data": self.phases_ms["data"],
-            "transfer": self.phases_ms["transfer"],
+        waiting = {name: self.phases_ms[name] for name in ("data", "transfer")}
+        working = {
             "compute": sum(kind.shares["compute"] for kind in self.kinds),
             "memory": sum(kind.shares["memory"] for kind in self.kinds),
             "overhead": self.launch_ms + self.python_ms + self.phases_ms["other"],
         }
+        delayed = self.delay_ms / sum(working.values()) if self.delay_ms else 0.0
+        parts = {**waiting, **{name: part * (1 - delayed) for name, part in working.items()}}
+        parts["data"] += self.delay_ms
         return {name: part / self.step_ms for name, part in parts.items()}
 
     def largest(self, bottleneck: str) -> _Kind | None:
@@ -122,6 +131,7 @@ def profile_step(
     page_faults: NDArray[np.int64],
     figures: StepFigures,
     roofline: Mapping[str, Any],
+    delays_ms: NDArray[np.float64] | None = None,
     memory_bytes: int = 0,
     memory_limit_bytes: int | None = None,
 ) -> StepProfile:
@@ -132,6 +142,8 @@ def profile_step(
         page_faults: (S,) pages that were touched for the first time, in the same steps.
         figures: of the operators, measured in other steps of the same training.
         roofline: JSON form of what the probe measured with the training's threads.
+        delays_ms: (S,) of the same steps, how long each was ready and others had the processors; None where no process
+            loads batches, so that it was by none of the training's own doing.
         memory_bytes: peak of the training process and its workers.
         memory_limit_bytes: on them; None for none.
 
@@ -149,6 +161,7 @@ def profile_step(
     split = _split(
         dict(zip(PHASES, phases_ms.mean(axis=0).tolist(), strict=True)),
         float(page_faults.mean()),
+        0.0 if delays_ms is None else float(delays_ms.mean()),
         figures,
         Roofs.from_dict(roofline),
     )
@@ -169,38 +182,48 @@ def profile_step(
     )
 
 
-def _split(phases_ms: Mapping[str, float], num_faults: float, figures: StepFigures, roofs: Roofs) -> _Split:
+def _split(
+    phases_ms: Mapping[str, float], num_faults: float, delay_ms: float, figures: StepFigures, roofs: Roofs
+) -> _Split:
     kinds: list[_Kind] = []
-    launch_ms = python_ms = 0.0
+    python_ms = 0.0
     for phase in figures.watched_ms:
         found = _kinds(phase, phases_ms[phase], figures, roofs)
+        rest_ms = max(0.0, phases_ms[phase] - sum(kind.work_ms for kind in found))
         # Launching and Python are told apart as under the profiler, which slows both.
-        launched = sum(kind.launch_ms for kind in found)
-        watched = sum(each.milliseconds for each in figures.operators if each.phase == phase)
-        between = max(0.0, figures.watched_ms[phase] - watched)
-        rest = phases_ms[phase] - sum(kind.work_ms for kind in found)
-        scale = rest / (launched + between) if launched + between > 0 else 0.0
-        kinds += [replace(kind, launch_ms=kind.launch_ms * scale) for kind in found]
-        launch_ms += launched * scale
-        python_ms += rest - launched * scale
+        lost_ms = _lost_ms(phase, figures)
+        launched = [rest_ms * (kind.launch_ms / lost_ms) if lost_ms > 0 else 0.0 for kind in found]
+        kinds += [replace(kind, launch_ms=launch_ms) for kind, launch_ms in zip(found, launched, strict=True)]
+        python_ms += rest_ms - sum(launched)
     kinds = _with_faults(kinds, num_faults * figures.page_fault_us / 1e3)
     kinds.sort(key=lambda kind: -kind.milliseconds)
     return _Split(
         phases_ms=phases_ms,
         kinds=tuple(kinds),
-        roofs=roofs,
-        launch_ms=launch_ms,
         python_ms=python_ms,
+        delay_ms=min(delay_ms, sum(phases_ms.values()) - phases_ms["data"] - phases_ms["transfer"]),
         num_faults=num_faults,
         activation_bytes=figures.activation_bytes,
     )
 
 
-def _kinds(phase: str, phase_ms: float, figures: StepFigures, roofs: Roofs) -> list[_Kind]:
-    """Of one phase; their work takes no longer than the phase."""
+def _busy_ms(each: StepOperators) -> float:
+    """What operators take beyond being launched."""
+    return max(0.0, each.milliseconds - each.idle_ms)
+
+
+def _lost_ms(phase: str, figures: StepFigures) -> float:
+    """What a phase took under the profiler besides the work of its operators."""
     operators = [each for each in figures.operators if each.phase == phase]
-    busy_ms = {each.kind: max(0.0, each.milliseconds - each.idle_ms) for each in operators}
-    scale = min(1.0, phase_ms / sum(busy_ms.values())) if sum(busy_ms.values()) > 0 else 0.0
+    between_ms = figures.watched_ms[phase] - sum(each.milliseconds for each in operators)
+    return max(0.0, between_ms) + sum(each.milliseconds - _busy_ms(each) for each in operators)
+
+
+def _kinds(phase: str, phase_ms: float, figures: StepFigures, roofs: Roofs) -> list[_Kind]:
+    """Of one phase; their work takes no longer than it, and no less than what could not be lost in it."""
+    operators = [each for each in figures.operators if each.phase == phase]
+    busy_ms = sum(map(_busy_ms, operators))
+    working_ms = min(max(busy_ms, phase_ms - _lost_ms(phase, figures)), phase_ms)
     kinds = []
     for each in operators:
         works = _works(phase, each.kind, figures)
@@ -210,8 +233,8 @@ def _kinds(phase: str, phase_ms: float, figures: StepFigures, roofs: Roofs) -> l
                 phase=phase,
                 name=each.kind,
                 calls=each.calls,
-                work_ms=busy_ms[each.kind] * scale,
-                launch_ms=each.milliseconds - busy_ms[each.kind],
+                work_ms=working_ms * (_busy_ms(each) / busy_ms) if busy_ms > 0 else 0.0,
+                launch_ms=each.milliseconds - _busy_ms(each),
                 flops=sum(work.flops for work in works),
                 num_bytes=sum(work.num_bytes for work in works),
                 compute_ms=sum(compute for compute, memory in times if compute > memory),
@@ -258,7 +281,10 @@ def _group(kind: _Kind, step_ms: float) -> OperatorGroup:
 
 
 def _data(split: _Split, share: float) -> str:
-    return f"{share:.0%} of a step waits for the next batch ({_of(split.phases_ms['data'], split)})"
+    said = f"{share:.0%} of a step waits for the next batch ({_of(split.phases_ms['data'] + split.delay_ms, split)})"
+    if split.delay_ms < WORTH_TELLING * split.step_ms:
+        return said
+    return f"{said}: {told_time(split.delay_ms)} of it for a processor, while others load batches"
 
 
 def _transfer(split: _Split, share: float) -> str:
@@ -282,7 +308,7 @@ def _memory(split: _Split, share: float) -> str:
             f"{_named(first)} takes {told_time(first.milliseconds)} to move {told_size(first.num_bytes)}, where the "
             f"bandwidth allows {told_time(first.compute_ms + first.memory_ms)}"
         )
-    if split.faults_ms > 0:
+    if split.faults_ms >= WORTH_TELLING * split.step_ms:
         parts.append(f"{split.num_faults:.0f} pages of fresh memory take {told_time(split.faults_ms)}")
     if split.activation_bytes > 0:
         parts.append(f"{told_size(split.activation_bytes)} of activations are kept for the backward pass")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -94,19 +95,29 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """One update of the weights, by the gradients of all rows of the batch."""
-        tensors = self._changed(batch)
+        with self._phase("forward"):
+            tensors = self._changed(batch)
         optimizer = self.optimizers()
-        optimizer.zero_grad()
+        with self._phase("optimizer"):
+            optimizer.zero_grad()
         losses, corrects = [], []
         for part, share in parts(tensors, self._step.micro_batches):
-            loss, correct = self.calculate_loss(part)
-            if share != 1:
-                loss = loss * share
-            self.calculate_gradients(loss)
+            with self._phase("forward"):
+                loss, correct = self.calculate_loss(part)
+                if share != 1:
+                    loss = loss * share
+            with self._phase("backward"):
+                self.calculate_gradients(loss)
             losses.append(loss.detach())
             corrects.append(correct)
-        self.update_weights(optimizer)
+        with self._phase("optimizer"):
+            self.update_weights(optimizer)
         self._close_step(_total(losses), _total(corrects), len(tensors[0]))
+
+    def _phase(self, name: str) -> AbstractContextManager[object]:
+        """One of `core.trial.PHASES`, told to whatever watches the Trainer."""
+        phase: AbstractContextManager[object] = self.trainer.profiler.profile(name)
+        return phase
 
     def calculate_loss(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | int]:
         """The forward pass: mean loss of the rows, a float32 scalar, and how many are classified rightly."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import weakref
 from array import array
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,14 +24,14 @@ class StepClock(Profiler):  # type: ignore[misc]
     """Splits each step of a training into `PHASES`. A Trainer has it as its profiler and tells it of all it does.
 
     There is one mark a border, which ends a phase and begins the next, so that nothing is counted twice and the phases
-    of a step add up to its time exactly. Within a phase another may lie, such as both passes within the optimizer's
-    `step`, which calls them: that time is the inner one's alone.
+    of a step add up to its time exactly. Lightning says when it fetches a batch and moves it, the `Learner` when it
+    calculates.
 
-    A step begins with the wait for its batch, and is over when the next wait begins after the weights were updated:
-    with gradients that are accumulated, be it over several batches or over parts of one, it has several forward and
-    backward passes. What happens between steps and between epochs (callbacks, schedules, checkpoints) is `other`
-    of the step before. Making an epoch's iterator is `data`, but for the first, which is made before training starts.
-    Of a resumed training the clock holds the steps of this process.
+    A step begins with the wait for its batch, and is over when the next wait begins after the weights were updated; it
+    may have several forward and backward passes, one for each part of its rows. What happens between steps and between
+    epochs (callbacks, schedules, checkpoints) is `other` of the step before. Making an epoch's iterator is `data`, but
+    for the first, which is made before training starts. Of a resumed training the clock holds the steps of this
+    process.
 
     Args:
         finish: returns when all that was asked of the device is done; called at each border, so that work which runs
@@ -41,14 +43,15 @@ class StepClock(Profiler):  # type: ignore[misc]
     def __init__(self, finish: Callable[[], object] | None = None, now: Callable[[], int] = perf_counter_ns) -> None:
         super().__init__()
         self._finish, self._now = finish, now
-        self._steps, self._faults = array("q"), array("q")
+        self._steps, self._faults, self._delays = array("q"), array("q"), array("q")
         self._spent = [0] * len(PHASES)
         self._inside = [_OTHER]  # the last is the phase under way; the first what lies outside of them all
         self._last: int | None = None
-        self._faults_before = 0
+        self._faults_before = self._delay_before = 0
+        self._schedule: int | None = None
         self._updated = False
         self._ranges: list[torch.profiler.record_function] | None = None
-        self._starts, self._stops = _Marks(self._on_start()), _Marks(self._on_stop())
+        self._actions = _Actions(self._borders())
 
     @property
     def num_steps(self) -> int:
@@ -75,42 +78,43 @@ class StepClock(Profiler):  # type: ignore[misc]
         """(S,) pages of memory that the system gave to this process within each step, without reading a disk."""
         return np.array(self._faults, np.int64)
 
+    @property
+    def delays_ms(self) -> NDArray[np.float64]:
+        """(S,) milliseconds of each step in which its thread was ready and others had the processors.
+
+        Of a training with processes that load batches, which work beside it, it is also them that it waits for. Zeros
+        where the system does not tell.
+        """
+        return np.array(self._delays, np.float64) / 1e6
+
     def name_ranges(self, wanted: bool) -> None:
         """Whether from now on each phase is a range in a trace of PyTorch's profiler, named as in `PHASES`."""
         self._ranges = [] if wanted else None
 
+    def profile(self, action_name: str) -> _Action:
+        """Without the generator that it inherits, which costs more than all marks: most actions are no borders."""
+        return self._actions[action_name]
+
     def start(self, action_name: str) -> None:
-        mark = self._starts[action_name]
-        if mark is not None:
-            mark()
+        self._actions[action_name].__enter__()
 
     def stop(self, action_name: str) -> None:
-        mark = self._stops[action_name]
-        if mark is not None:
-            mark()
+        self._actions[action_name].__exit__()
 
     def describe(self) -> None:
         """Prints nothing: whoever lent the clock reads it."""
 
-    def _on_start(self) -> Mapping[str, Callable[[], None]]:
+    def _borders(self) -> Mapping[str, _Action]:
+        """Action of Lightning, or of the `Learner` -> what its beginning and its end mean."""
         return {
-            "run_training_epoch": self._open,
-            "train_dataloader_next": self._await,
-            "batch_to_device": partial(self._enter, _TRANSFER),
-            "training_step": partial(self._enter, _FORWARD),
-            # The hooks that lie next to the backward pass: those around it are not told of it in manual optimization.
-            "[LightningModule]on_after_backward": self._leave,
-            "optimizer_step": partial(self._enter, _OPTIMIZER),
-            "on_train_end": self._end,
-        }
-
-    def _on_stop(self) -> Mapping[str, Callable[[], None]]:
-        return {
-            "train_dataloader_next": self._receive,
-            "batch_to_device": self._leave,
-            "training_step": self._leave,
-            "[LightningModule]on_before_backward": partial(self._enter, _BACKWARD),
-            "optimizer_step": self._update,
+            "run_training_epoch": _Action(self._open, _nothing),
+            "train_dataloader_next": _Action(self._await, self._receive),
+            "batch_to_device": _Action(partial(self._enter, _TRANSFER), self._leave),
+            "forward": _Action(partial(self._enter, _FORWARD), self._leave),
+            "backward": _Action(partial(self._enter, _BACKWARD), self._leave),
+            "optimizer": _Action(partial(self._enter, _OPTIMIZER), self._leave),
+            "optimizer_step": _Action(_nothing, self._update),
+            "on_train_end": _Action(self._end, _nothing),
         }
 
     def _open(self) -> None:
@@ -140,10 +144,9 @@ class StepClock(Profiler):  # type: ignore[misc]
         self._inside.pop()
 
     def _update(self) -> None:
-        self._leave()
         self._updated = True
 
-    def _mark(self) -> int:
+    def _mark(self) -> None:
         """What has passed since the last mark belongs to the phase under way."""
         if self._finish is not None:
             self._finish()
@@ -151,19 +154,20 @@ class StepClock(Profiler):  # type: ignore[misc]
         if self._last is not None:
             self._spent[self._inside[-1]] += now - self._last
         self._last = now
-        return now
 
     def _close(self) -> None:
         """The step is over where it has changed the weights; where there was none, the first begins."""
         if self._last is None:
             self._mark()
-            self._faults_before = _page_faults()
+            self._schedule = _schedule(self)
+            self._faults_before, self._delay_before = _page_faults(), _delay_ns(self._schedule)
         elif self._updated:
             self._mark()
             self._steps.extend(self._spent)
-            faults = _page_faults()
+            faults, delay = _page_faults(), _delay_ns(self._schedule)
             self._faults.append(faults - self._faults_before)
-            self._faults_before, self._updated = faults, False
+            self._delays.append(delay - self._delay_before)
+            self._faults_before, self._delay_before, self._updated = faults, delay, False
             self._spent = [0] * len(PHASES)
 
     def _end(self) -> None:
@@ -172,19 +176,50 @@ class StepClock(Profiler):  # type: ignore[misc]
             self._close()
 
 
-class _Marks(dict[str, Callable[[], None] | None]):
-    """What to do at an action of Lightning, looked up by its whole name, of which few are borders."""
+def _nothing() -> None: ...
 
-    def __init__(self, by_hook: Mapping[str, Callable[[], None]]) -> None:
+
+class _Action:
+    """What the clock does where an action of Lightning begins and ends."""
+
+    __slots__ = ("_begin", "_end")
+
+    def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self._begin, self._end = begin, end
+
+    def __enter__(self) -> None:
+        self._begin()
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+
+class _Actions(dict[str, _Action]):
+    """All actions of Lightning by their whole names, of which few are borders."""
+
+    def __init__(self, borders: Mapping[str, _Action]) -> None:
         super().__init__()
-        self._by_hook = by_hook
+        self._borders, self._none = borders, _Action(_nothing, _nothing)
 
-    def __missing__(self, action: str) -> Callable[[], None] | None:
-        hook = action.rpartition(".")[2]
-        of_module = "[LightningModule]" + hook if action.startswith("[LightningModule]") else hook
-        self[action] = self._by_hook.get(of_module, self._by_hook.get(hook))
-        return self[action]
+    def __missing__(self, name: str) -> _Action:
+        self[name] = self._borders.get(name.rpartition(".")[2], self._none)
+        return self[name]
 
 
 def _page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def _schedule(owner: object) -> int | None:
+    """The kernel's account of this thread, open as long as there is an owner (proc(5), /proc/pid/schedstat)."""
+    try:
+        account = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:
+        return None
+    weakref.finalize(owner, os.close, account)
+    return account
+
+
+def _delay_ns(schedule: int | None) -> int:
+    """Nanoseconds that the thread has waited for a processor: the second of three figures."""
+    return 0 if schedule is None else int(os.pread(schedule, 64, 0).split()[1])
