@@ -1,6 +1,8 @@
 """Ways to calculate a training step that must lead to the same weights, or to those that a formula gives."""
 
 import math
+import os
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -240,3 +242,63 @@ def test_a_loss_that_is_no_number_is_reported_at_its_step(tmp_path):
     with pytest.raises(PassError, match=wanted):
         train(tmp_path, Step(micro_batches=3), model=plain_net(Broken()), seconds=1e-6)
     assert not (tmp_path / "step=4.ckpt").exists()
+
+
+def test_activations_calculated_again_change_nothing(tmp_path):
+    model = plain_net(nn.BatchNorm2d(8), nn.Dropout(0.2), nn.Conv2d(8, 8, 3), nn.ReLU())
+    plain = train(tmp_path / "plain", model=model)
+    step = Step(activation_budget_mb=0.1)
+    fitted = train(tmp_path / "again", step, model=model)
+    assert_close(fitted, plain)
+    (note,) = fitted.notes
+    assert note.startswith("trainer.activation_budget_mb=0.1: about ")
+    assert plain.notes == ()
+    assert_same(killed_and_resumed(tmp_path / "killed", step, model=model), fitted)
+
+
+needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler")
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_it_is_the_same_training_again_and_again(tmp_path):
+    settings = TrainingSettings(epochs=2, batch_size=12, lr=0.01, weight_decay=0.01, patience=3)
+    taught = {
+        "model": plain_net(nn.BatchNorm2d(8), nn.Dropout(0.3)),
+        "settings": settings,
+        "loss": FeatureMaps(student_layers=("0",), teacher_layers=("0",)),
+        "teachers": [plain_net().eval()],
+    }
+    step, counters = Step(compile="default"), torch._dynamo.utils.counters
+    counters.clear()
+    once = train(tmp_path / "once", step, **taught)
+    # One graph, though rows are held out: they are judged by the plain module.
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert_same(killed_and_resumed(tmp_path / "again", step, **taught), once)
+    assert type(once.model) is nn.Sequential
+    eager = train(tmp_path / "eager", **(taught | {"model": plain_net(nn.BatchNorm2d(8), nn.Dropout(0.0))}))
+    without = taught | {"model": plain_net(nn.BatchNorm2d(8), nn.Dropout(0.0))}
+    assert_close(train(tmp_path / "compiled", step, **without), eager, rtol=1e-2, atol=1e-3)
+
+
+class Uncompilable(nn.Module):
+    def forward(self, x):
+        return uncompilable(x)
+
+
+@torch.library.custom_op("hasten_tests::uncompilable", mutates_args=())
+def uncompilable(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
+@uncompilable.register_fake
+def _(x):
+    raise NotImplementedError("no shape is known")
+
+
+def test_says_in_one_line_what_the_compiler_can_not_do(tmp_path):
+    wanted = r"^trainer\.compile=default can't compile teacher, trainer\.compile=none runs it as it is: .*no shape"
+    with pytest.raises(PassError, match=wanted) as found:
+        train(tmp_path, Step(compile="default"), model=nn.Sequential(Uncompilable(), *plain_net()))
+    assert "\n" not in str(found.value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hasten.core.construct import construct
@@ -10,7 +12,7 @@ from hasten.core.cuda import cuda_problem, gpus
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Engine, Target
 from hasten.core.processor import float_formats, num_cores
-from hasten.core.sections import Accelerator
+from hasten.core.sections import Accelerator, Step
 from hasten.core.tpu import tpu_problem
 
 LEFT_OPEN = ("device", "reference", "threads", "precisions", "engines")
@@ -81,3 +83,24 @@ def untrainable(accelerator: Accelerator) -> str | None:
     reason = cuda_problem() if accelerator == "cuda" else tpu_problem()
     remedy = "trainer.accelerator=cpu trains on the processor"
     return f"trainer.accelerator={accelerator} needs {needs}: {reason}; {remedy}" if reason else None
+
+
+def uncalculable(step: Step, accelerator: Accelerator) -> Iterator[str]:
+    """Why steps can't be calculated like this on the accelerator here, one line for each reason."""
+    if accelerator == "tpu":
+        if step.precision == "float16":
+            yield "trainer.precision=float16 is none of a TPU's: trainer.precision=bfloat16 needs no loss scaling"
+        if step.compile != "none":
+            yield f"trainer.compile={step.compile} is not for a TPU, for which torch_xla compiles: trainer.compile=none"
+    elif step.compile != "none" and (missing := _missing_compiler(accelerator)):
+        yield (
+            f"trainer.compile={step.compile} needs a compiler, and there is no {missing}: install it, or name another "
+            f"one in the environment variable {'CXX' if accelerator == 'cpu' else 'CC'}"
+        )
+
+
+def _missing_compiler(accelerator: Accelerator) -> str | None:
+    """What torch.compile builds its kernels with, where it is not here: of C++ for the processor, of C for a GPU."""
+    variable, usual = ("CXX", ("g++",)) if accelerator == "cpu" else ("CC", ("gcc", "clang"))
+    wanted = (os.environ[variable],) if os.environ.get(variable) else usual
+    return None if any(map(shutil.which, wanted)) else " or ".join(wanted)

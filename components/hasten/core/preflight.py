@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import annotated_types
 from pydantic import TypeAdapter, ValidationError
 
-from hasten.core.auto import absent, untrainable
+from hasten.core.auto import absent, uncalculable, untrainable
 from hasten.core.construct import STAGE_KEYS, arguments, construct, locate
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import DataSource, Engine, Pass, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe, nearest
-from hasten.core.sections import Callbacks, Loader, Metric, Split, Trainer, TrainingSettings
+from hasten.core.sections import Callbacks, Loader, Metric, Split, Step, Trainer, TrainingSettings
 from hasten.core.training_objective import TRAINING, TrainingObjective
 
 COMPONENTS = (
@@ -334,6 +334,7 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
     config = recipe.config
     if reason := untrainable(config["trainer"]["accelerator"]):
         yield reason
+    yield from _step(config["trainer"])
     chosen = {group: bool(config[group].get("_target_")) for group in ("distillation", "pruning", "quantization")}
     chosen["student"] = bool(config["student"].get("arch"))
     chosen["quantization.training"] = bool((config["quantization"].get("training") or {}).get("epochs"))
@@ -362,6 +363,16 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
         yield from _training(recipe)
     else:
         yield from _engine(recipe, chosen["quantization"])
+
+
+def _step(trainer: Mapping[str, Any]) -> Iterator[str]:
+    """Why a training step can't be calculated as the trainer wants it."""
+    try:
+        step = Step.of(trainer)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    yield from uncalculable(step, trainer["accelerator"])
 
 
 def _integers(recipe: Recipe) -> Iterator[str]:

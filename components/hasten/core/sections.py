@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
+from hasten.core.errors import ConfigError
+
 Schedule = Literal["one_cycle", "cosine", "linear", "constant"]
 Accelerator = Literal["cpu", "cuda", "tpu"]
 FloatFormat = Literal["float32", "bfloat16", "float16"]
@@ -47,14 +49,16 @@ class Step:
     Attributes:
         precision: of the arithmetic of forward and backward passes, under autocast; weights and their updates stay
             float32. `float16` scales the loss so that small gradients do not vanish.
-        compile: mode of `torch.compile`; `none` runs eager PyTorch.
+        compile: mode of `torch.compile`; `none` runs eager PyTorch. Kernels are not chosen by their measured times, so
+            that the result is the same again.
         layout: of images and of convolutions' weights in memory.
         optimizer_kernels: how AdamW runs: all parameters in one kernel, one kernel an operation, or one by one.
         batch_factor: a step takes this many times `batch_size` rows.
         lr_scaling: what that does to the learning rate: times the factor's square root (Malladi et al. 2022, for Adam),
             times the factor (Goyal et al. 2017), or nothing.
         micro_batches: parts into which a step's rows are divided, one after the other, whose gradients add up to those
-            of the whole: smaller activations. Batch normalization sees each part alone.
+            of the whole: smaller activations. What compares rows with one another, as batch normalization and some
+            distillation losses do, sees each part alone.
         activation_budget_mb: memory for activations kept from the forward to the backward pass, 1 MB = 10^6 bytes; as
             much as needed is calculated again instead of kept (Chen et al. 2016). None keeps all.
     """
@@ -67,6 +71,13 @@ class Step:
     lr_scaling: LearningRateScaling = "sqrt"
     micro_batches: Annotated[int, Ge(1)] = 1
     activation_budget_mb: Annotated[float, Gt(0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.compile != "none" and self.activation_budget_mb is not None:
+            raise ConfigError(
+                f"trainer.activation_budget_mb={self.activation_budget_mb:g} can't be combined with "
+                f"trainer.compile={self.compile}, which decides itself what is kept: set one of them to null or none"
+            )
 
     @classmethod
     def of(cls, trainer: Mapping[str, Any]) -> Step:

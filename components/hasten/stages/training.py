@@ -21,6 +21,7 @@ from hasten.stages.data import source, task
 from hasten.stages.rehearsal import Rehearsal, rehearsal_ingredients
 from hasten.stages.stage import (
     Tools,
+    add_notes,
     answers_stage,
     declared,
     folder_digest,
@@ -220,6 +221,7 @@ class StageBench:
             contents=" ".join(self.inputs[name].name for name in ("data", answers) if name),
         )
         self._add_curves(fitted.curves)
+        add_notes(self.folder, fitted.notes)
         return fitted
 
     def _add_curves(self, curves: Mapping[str, Sequence[float]]) -> None:

@@ -29,6 +29,7 @@ from hasten.training.cache import cached, resolved
 from hasten.training.determinism import reproducible
 from hasten.training.device import LIGHTNING, device_of
 from hasten.training.loading import BatchLoader, Readings, delivered_bytes
+from hasten.training.recompute import budgeted
 from hasten.training.sampler import Blocks, ResumableBatches
 from hasten.training.step import compiling, scaled
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from hasten.training.module import Learner
     from hasten.training.step_clock import StepClock
 
+TRIED_ROWS = 4
+"""On which it is tried what a model keeps for its backward pass."""
 LOADER = Loader()
 """How rows reach a training that has nothing to say about it."""
 
@@ -52,13 +55,13 @@ class Fitted:
         curves: `train_loss`, with classes `train_accuracy` (means over the epoch's batches, in training mode), `lr`
             (of the epoch's last step), and with a patience `held_out_loss` (in eval mode, at the epoch's end).
         readings: of each epoch that was trained now: of a training that was resumed, those since then.
-        cache: where the rows were kept and why, a sentence; empty where nothing was read.
+        notes: what the user should know of where its rows were kept and how it was calculated, one sentence each.
     """
 
     model: nn.Module
     curves: Mapping[str, list[float]]
     readings: tuple[Readings, ...] = ()
-    cache: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def fit(
@@ -115,7 +118,8 @@ def fit(
 
     Raises:
         PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, there is
-            no row to hold out, the accelerator can't calculate the same twice, or the model can't be compiled.
+            no row to hold out, the accelerator can't calculate the same twice, the model can't be compiled, or its
+            activations can't be made to fit their budget.
         ConfigError: the distillation names a layer that there is not.
         ValueError: a distillation loss without a teacher or the other way round, or stored outputs of a teacher that
             can't be its answers: for rows that are changed at random, of another number, or where layers are compared.
@@ -139,7 +143,7 @@ def fit(
         data = Batches(rows, teacher_outputs)
         train, judge = _divided(data, rows, settings, seed, key)
         whole = scaled(settings, step, len(train))
-        steps_per_epoch = len(train) // whole.batch_size
+        steps_per_epoch, part_rows = len(train) // whole.batch_size, math.ceil(whole.batch_size / step.micro_batches)
         total_steps = settings.epochs * steps_per_epoch if steps is None else steps
         loader = resolved(loader, rows)
         blocks = Blocks(rows=loader.block_rows, window=loader.window_blocks) if loader.order == "blocks" else None
@@ -172,7 +176,7 @@ def fit(
         if judge is not None and settings.patience is not None:
             held_out = HeldOut(
                 judge,
-                batch_size=math.ceil(whole.batch_size / step.micro_batches),
+                batch_size=part_rows,
                 steps_per_epoch=steps_per_epoch,
                 patience=settings.patience,
             )
@@ -183,18 +187,28 @@ def fit(
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
         pin = loader.pin_memory and accelerator == "cuda"
-        with BatchLoader(train, order, loader, pin=pin, delivered=delivered) as batches:
+        tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
+        with (
+            budgeted(student, step, tensors, part_rows, what) as notes,
+            BatchLoader(train, order, loader, pin=pin, delivered=delivered) as batches,
+        ):
+            learner.notes += notes
             _run(trainer, learner, batches, folder, accelerator=accelerator, remedy=remedy)
         if held_out is not None:
             held_out.restore(student)
     if step.layout != "contiguous":
         student.to(memory_format=torch.contiguous_format)
-    return Fitted(model=student.cpu().eval(), curves=learner.curves, readings=tuple(batches.readings), cache=cache)
+    return Fitted(
+        model=student.cpu().eval(),
+        curves=learner.curves,
+        readings=tuple(batches.readings),
+        notes=tuple(learner.notes),
+    )
 
 
-def few(rows: Rows) -> Rows:
-    """Two rows as a model takes them, or one where there is one, to see what they are like."""
-    return take(rows, np.arange(min(2, len(rows))))
+def few(rows: Rows, number: int = 2) -> Rows:
+    """The first rows as a model takes them, or all where there are fewer, to see what they are like."""
+    return take(rows, np.arange(min(number, len(rows))))
 
 
 def _check_teaching(

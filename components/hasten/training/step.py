@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from hasten.artefacts.module import forward
 from hasten.core.errors import PassError, first_line
-from hasten.core.sections import Step, TrainingSettings
+from hasten.core.sections import Compilation, Step, TrainingSettings
 
 _HALF: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,8 +37,7 @@ class ForwardPass:
         if self._channels_last:
             model.to(memory_format=torch.channels_last)
         if step.compile != "none":
-            # Each size of a batch is compiled for itself: a step has at most two, and code for any size is slower.
-            self._run = torch.compile(forward, mode=step.compile, dynamic=False)
+            self._run = _compiled(step.compile)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Outputs in float32."""
@@ -61,6 +61,20 @@ class ForwardPass:
         }
 
 
+def _compiled(mode: Compilation) -> Callable[[nn.Module, Mapping[str, Tensor]], Tensor]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=DeprecationWarning)
+        from torch._inductor import compile_fx, list_mode_options  # noqa: F401  # imported by compiling anyway
+
+    # Kernels chosen by stopwatch would add in another order in the next process. Each size of a batch is compiled for
+    # itself: a step has at most two, and code for any size is slower.
+    options = {**list_mode_options(mode), "deterministic": True}
+    compiled: Callable[[nn.Module, Mapping[str, Tensor]], Tensor] = torch.compile(
+        forward, options=options, dynamic=False
+    )
+    return compiled
+
+
 @contextmanager
 def compiling(step: Step, what: str) -> Iterator[None]:
     """Where compiled code runs; afterwards PyTorch has forgotten it, so that many trainings in one process don't reach
@@ -81,9 +95,9 @@ def compiling(step: Step, what: str) -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
+        reason = first_line(getattr(error, "inner_exception", error))
         raise PassError(
-            f"trainer.compile={step.compile} can't compile {what}, trainer.compile=none runs it as it is: "
-            f"{first_line(error)}"
+            f"trainer.compile={step.compile} can't compile {what}, trainer.compile=none runs it as it is: {reason}"
         ) from error
     finally:
         torch._dynamo.reset()
