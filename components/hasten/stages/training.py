@@ -221,7 +221,10 @@ class StageBench:
             contents=" ".join(self.inputs[name].name for name in ("data", answers) if name),
         )
         self._add_curves(fitted.curves)
-        add_notes(self.folder, fitted.notes)
+        # Where rows are mapped from files it matters what storage delivered; elsewhere it is read once.
+        readings = fitted.readings if settled.cache == "disk" or settled.order == "blocks" else ()
+        told = (f"{self.what}, epoch {epoch}: {each.told}." for epoch, each in enumerate(readings, 1) if each.told)
+        add_notes(self.folder, [*fitted.notes, *told])
         return fitted
 
     def _add_curves(self, curves: Mapping[str, Sequence[float]]) -> None:

@@ -55,12 +55,14 @@ class Fitted:
         curves: `train_loss`, with classes `train_accuracy` (means over the epoch's batches, in training mode), `lr`
             (of the epoch's last step), and with a patience `held_out_loss` (in eval mode, at the epoch's end).
         readings: of each epoch that was trained now: of a training that was resumed, those since then.
-        notes: what the user should know of where its rows were kept and how it was calculated, one sentence each.
+        cache: where the rows were kept and why, a sentence; empty where nothing was read.
+        notes: what the user should know of how it was calculated, one sentence each.
     """
 
     model: nn.Module
     curves: Mapping[str, list[float]]
     readings: tuple[Readings, ...] = ()
+    cache: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -170,7 +172,6 @@ def fit(
             diverged=f"lower {key}.lr (now {settings.lr:g})",
             what=what,
         )
-        learner.notes.append(f"{cache}.")
         told: list[pl.Callback] = [ProgressOfSteps(progress, what, total_steps), *callbacks]
         held_out = None
         if judge is not None and settings.patience is not None:
@@ -181,18 +182,18 @@ def fit(
                 patience=settings.patience,
             )
             told.append(held_out)
-        trainer = _trainer(accelerator, total_steps, folder, checkpoint_seconds, told, step, clock)
+        trainer = _trainer(accelerator, settings.epochs, steps, folder, checkpoint_seconds, told, step, clock)
         order = ResumableBatches(
             len(train), whole.batch_size, seed, lambda: _position(trainer, steps_per_epoch), blocks=blocks
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
-        pin = loader.pin_memory and accelerator == "cuda"
+        pin = loader.pin_memory and accelerator == "cuda" and torch.cuda.is_available()
         tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
         with (
             budgeted(student, step, tensors, part_rows, what) as notes,
             BatchLoader(train, order, loader, pin=pin, delivered=delivered) as batches,
         ):
-            learner.notes += notes
+            learner.notes += [f"{cache}.", *notes]
             _run(trainer, learner, batches, folder, accelerator=accelerator, remedy=remedy)
         if held_out is not None:
             held_out.restore(student)
@@ -202,7 +203,8 @@ def fit(
         model=student.cpu().eval(),
         curves=learner.curves,
         readings=tuple(batches.readings),
-        notes=tuple(learner.notes),
+        cache=cache,
+        notes=tuple(notes),
     )
 
 
@@ -288,7 +290,8 @@ def _identity(models: Sequence[nn.Module], data: Batches | str, knobs: list[Any]
 
 def _trainer(
     accelerator: Accelerator,
-    steps: int,
+    epochs: int,
+    steps: int | None,
     folder: Path,
     checkpoint_seconds: float,
     callbacks: Sequence[pl.Callback],
@@ -306,8 +309,8 @@ def _trainer(
     return pl.Trainer(
         accelerator=LIGHTNING[accelerator],
         devices=1,
-        max_epochs=-1,
-        max_steps=steps,
+        max_epochs=epochs if steps is None else -1,
+        max_steps=-1 if steps is None else steps,
         callbacks=[RandomState(), *callbacks, TimedCheckpoints(folder, checkpoint_seconds)],
         # Named, so that a SLURM or torchrun environment round the process is not taken for a cluster to join.
         plugins=[
