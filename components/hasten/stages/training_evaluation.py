@@ -193,7 +193,7 @@ class TrainingEvaluator:
         """What the training process is told; None for steps without end."""
         return {"recipe": built.recipe.config, "data": str(built.data.folder), "seed": seed, "steps": steps}
 
-    def _training_of(self, built: Built) -> pace.Training:
+    def training_of(self, built: Built) -> pace.Training:
         """Without end."""
         settings = loader(built.recipe)
         return pace.Training(
@@ -320,7 +320,7 @@ class _Session:
         evaluator.progress.start("measuring", evaluator.protocol.max_rounds)
         try:
             return pace.measure(
-                {name: evaluator._training_of(built) for name, built in taking_part.items()},
+                {name: evaluator.training_of(built) for name, built in taking_part.items()},
                 evaluator.protocol,
                 evaluator.seed,
                 on_round=evaluator.progress.advance,
