@@ -362,7 +362,7 @@ def training_paces(result: TrainingResult) -> str:
         axes.set_xticks(numbers)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("iteration")
-        axes.set_ylabel("training rows per second (bars: confidence interval)")
+        axes.set_ylabel("training rows per second")
         axes.legend(frameon=False, loc="lower right", fontsize=8)
         _verdict_key(figure, result.trials)
 

@@ -64,11 +64,11 @@ def table_row(trial: Trial, trials: Mapping[int, Trial], best: int | None = None
     if found is not None:
         figures |= {
             "rows": rate(found),
-            "step": units.latency_interval(found.step_ms),
+            "step": units.latency(found.step_ms.value),
             "start": units.duration(found.start_seconds),
             "memory": units.size(found.memory_bytes),
         }
-        figures |= {name: units.ratio_interval(ratio) for name, ratio in found.speedup.items()}
+        figures |= {name: units.ratio(ratio.value) for name, ratio in found.speedup.items()}
     return Row(
         number=str(trial.number),
         tried=tried(trial),
