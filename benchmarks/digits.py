@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 import hasten
 from hasten.core.interfaces import INPUT
 from hasten.data.digits import Digits
-from hasten.data.prepare import split
+from hasten.data.shares import split
 from hasten.data.transforms import Standardize
 
 SEEDS = range(5)

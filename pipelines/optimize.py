@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from hasten.core.errors import ConfigError
 from hasten.core.recipe import Recipe
-from hasten.core.trial import Choice, Result, Strategy, Trial
+from hasten.core.training_objective import TRAINING
+from hasten.core.trial import Choice, Result, Strategy, TrainingResult, Trial
 from hasten.outcome import conclude
 from hasten.session import Candidate, Session, UntouchedEngine
+from hasten.training_outcome import conclude_training
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ def main(session: Session) -> int:
     return INTERRUPTED if result.stopped == "interrupted" else 0
 
 
-def optimize(session: Session) -> Result:
+def optimize(session: Session) -> Result | TrainingResult:
     """Measures the baseline, then lets strategies edit the best recipe so far.
 
     Raises:
@@ -38,11 +40,14 @@ def optimize(session: Session) -> Result:
         baseline = session.baseline()
         loop = Loop(session=session, strategies=strategies, engine=session.eager_engine(baseline))
         try:
-            loop.engine = session.best_untouched_engine(baseline)
+            if session.speeds != TRAINING:
+                loop.engine = session.best_untouched_engine(baseline)
             loop.given()
             stopped = loop.go_round()
         except KeyboardInterrupt:
             stopped = "interrupted"
+        if session.speeds == TRAINING:
+            return conclude_training(session, loop.best, stopped=stopped)
         return conclude(session, loop.best, engine=loop.engine, stopped=stopped)
 
 
@@ -66,8 +71,9 @@ class Loop:
 
     def given(self) -> None:
         """Tries the recipe that the user's own overrides declare, where it is not the untouched model."""
-        if self.session.recipe.identity != self.session.untouched.identity:
-            self._try(self.session.given())
+        choice = self.session.given()
+        if choice.edit and self.session.recipe.identity != self.session.untouched.identity:
+            self._try(choice)
 
     def go_round(self) -> str:
         """Tries what the planner chooses until it chooses nothing; says why it stopped."""
@@ -76,7 +82,7 @@ class Loop:
             history = [candidate.trial for candidate in session.candidates]
             if self._goal_reached():
                 return "goal reached"
-            profile, best = self.best.profile, self.best.trial
+            profile, best = self.best.diagnosis, self.best.trial
             same_recipe, inadmissible = self._same_recipe, self._inadmissible
             choice = planner.choose(
                 history, profile, self.strategies, best, same_recipe=same_recipe, inadmissible=inadmissible
@@ -89,17 +95,14 @@ class Loop:
             self._try(choice)
 
     def _try(self, choice: Choice) -> None:
-        references = {
-            "eager": self.session.candidates[0].built,
-            "engine": self.engine.built,
-            "previous": self.best.built,
-        }
+        references = self.session.references(self.best, self.engine)
         cost = next((strategy.cost for strategy in self.strategies if strategy.name == choice.strategy), 0.0)
         self.session.attempt(choice, references, self.best, failed_seconds=cost)
 
     def _goal_reached(self) -> bool:
-        goal = self.session.objective.goal_speedup
-        ratio = self.best.evaluation.speedup.get("eager")
+        training = self.session.speeds == TRAINING
+        goal = (self.session.training_objective if training else self.session.objective).goal_speedup
+        ratio = self.best.trial.speedup.get("plain" if training else "eager")
         return goal is not None and ratio is not None and ratio.low >= goal
 
     def _same_recipe(self, parent: int, edit: tuple[str, ...]) -> Trial | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hasten.core.files import write_json
-from hasten.core.trial import Profile
+from hasten.core.training_objective import TRAINING
+from hasten.core.trial import Profile, StepProfile
 from hasten.reporting.plots import save_roofline
 from hasten.session import Session
 
@@ -13,9 +14,25 @@ def main(session: Session) -> int:
     if session.recipe.config["dry_run"]:
         session.show_plan()
         return 0
-    profile = run(session)
-    session.screen.profile(profile, title=" ".join(session.recipe.overrides) or "the experiment as it is")
+    title = " ".join(session.recipe.overrides) or "the experiment as it is"
+    if session.speeds == TRAINING:
+        session.screen.step_profile(profile_training(session), title)
+    else:
+        session.screen.profile(run(session), title)
     return 0
+
+
+def profile_training(session: Session) -> StepProfile:
+    """Prepares the rows and profiles the recipe's training step; leaves `profile.json`.
+
+    Raises:
+        HastenError: it can't be trained.
+    """
+    session.ready()
+    with session.screen:
+        profile = session.training_bench.profile(session.training_bench.prepared(session.recipe))
+    write_json(session.folder / "profile.json", profile.to_dict())
+    return profile
 
 
 def run(session: Session) -> Profile:
@@ -26,8 +43,9 @@ def run(session: Session) -> Profile:
     """
     session.ready()
     with session.screen:
-        built, evaluation, _ = session.bench.evaluate(session.recipe, references={}, baseline=None)
-        profile = session.bench.profile(built, evaluation)
+        bench = session.request_bench
+        built, evaluation, _ = bench.evaluate(session.recipe, references={}, baseline=None)
+        profile = bench.profile(built, evaluation)
     write_json(session.folder / "profile.json", profile.to_dict())
     save_roofline(f"{session.name}, {session.recipe.option('engine')}", profile, session.folder / "roofline.png")
     return profile

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from hasten.core.trial import Result
+from hasten.core.training_objective import TRAINING
+from hasten.core.trial import Result, TrainingResult
 from hasten.outcome import conclude
 from hasten.session import Session
+from hasten.training_outcome import conclude_training
 
 
 def main(session: Session) -> int:
@@ -17,8 +19,8 @@ def main(session: Session) -> int:
     return 1 if result.trials[-1].verdict == "failed" else 0
 
 
-def run(session: Session) -> Result:
-    """Builds the baseline and the recipe, measures both in turns and judges the recipe.
+def run(session: Session) -> Result | TrainingResult:
+    """Builds the baseline and the recipe, measures both in turns and judges the recipe: its requests, or its training.
 
     Raises:
         HastenError: the baseline can't be built or measured.
@@ -26,10 +28,12 @@ def run(session: Session) -> Result:
     session.ready()
     with session.opened(), session.screen:
         baseline = session.baseline()
-        engine = session.best_untouched_engine(baseline)
+        training = session.speeds == TRAINING
+        engine = session.eager_engine(baseline) if training else session.best_untouched_engine(baseline)
         best = baseline
         if session.recipe.identity != session.untouched.identity:
-            references = {"eager": baseline.built, "engine": engine.built, "previous": baseline.built}
-            candidate = session.attempt(session.given(), references, baseline)
+            candidate = session.attempt(session.given(), session.references(baseline, engine), baseline)
             best = candidate if candidate.trial.verdict != "failed" else baseline
+        if training:
+            return conclude_training(session, best, stopped="one recipe")
         return conclude(session, best, engine=engine, stopped="one recipe")

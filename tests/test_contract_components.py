@@ -74,6 +74,7 @@ NEEDED = {
         "model.checkpoint=resnet56.safetensors",
         "strategies.distill.checkpoint=resnet20.safetensors",
     ),
+    "experiment=cifar10_training": ("data.train=train.parquet", "data.validate=test.parquet"),
     "experiment=etth1": ("data.path=ETTh1.csv",),
     "experiment=trec": ("data.train=train.parquet", "data.test=test.parquet"),
     "experiment=spoken_digits": ("data.path=rows.parquet",),

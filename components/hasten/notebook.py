@@ -11,11 +11,11 @@ from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
 from hasten.core import schema
-from hasten.core.trial import Result
+from hasten.core.trial import Result, TrainingResult
 from hasten.session import Session
 
 
-def optimize(overrides: Sequence[str] = (), folder: str | Path | None = None) -> Result:
+def optimize(overrides: Sequence[str] = (), folder: str | Path | None = None) -> Result | TrainingResult:
     """Goes round the loop, as `hasten` does on the command line.
 
     Args:
@@ -31,14 +31,16 @@ def optimize(overrides: Sequence[str] = (), folder: str | Path | None = None) ->
     return _run(pipeline, overrides, folder)
 
 
-def run(overrides: Sequence[str] = (), folder: str | Path | None = None) -> Result:
+def run(overrides: Sequence[str] = (), folder: str | Path | None = None) -> Result | TrainingResult:
     """Builds and measures one recipe, as `hasten run` does. Arguments and errors as of `optimize`."""
     from hasten.pipelines.run import run as pipeline
 
     return _run(pipeline, overrides, folder)
 
 
-def _run(pipeline: Callable[[Session], Result], overrides: Sequence[str], folder: str | Path | None) -> Result:
+def _run(
+    pipeline: Callable[[Session], Result | TrainingResult], overrides: Sequence[str], folder: str | Path | None
+) -> Result | TrainingResult:
     now = datetime.now()
     with composing():
         return pipeline(Session.of(overrides, Path(folder or f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}")))

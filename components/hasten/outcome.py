@@ -32,7 +32,7 @@ def conclude(session: Session, best: Candidate, *, engine: UntouchedEngine, stop
     from hasten.reporting.html import report
 
     baseline = session.candidates[0]
-    certificate = session.bench.certify(baseline.built, best.built)
+    certificate = session.request_bench.certify(baseline.built, best.built)
     requests, untimed = _other_requests(session, best, engine)
     folder = session.folder / MODEL_FOLDER
     result = Result(
@@ -120,7 +120,7 @@ def _other_requests(
     untimed = []
     for place, request in enumerate(session.target.also):
         try:
-            timed.append(session.bench.other_request(request, best.built, references))
+            timed.append(session.request_bench.other_request(request, best.built, references))
         except HastenError as error:
             untimed.append(f"target.also[{place}] could not be timed: {' '.join(str(error).split())}")
     return tuple(timed), untimed

@@ -8,10 +8,10 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -21,14 +21,16 @@ from hasten.core.files import read_json, write_text
 from hasten.core.interfaces import Planner, Target, Tracker
 from hasten.core.objective import Objective, gain, judge
 from hasten.core.preflight import check
-from hasten.core.recipe import UNTOUCHED, Composer, Recipe, rebuild_command
+from hasten.core.recipe import UNTOUCHED, Composer, Recipe, rebuild_command, says_more
 from hasten.core.store import Store
-from hasten.core.trial import Choice, Evaluation, Interval, Profile, Strategy, Trial
+from hasten.core.training_objective import PLAIN_LOADER, PLAIN_STEP, TRAINING, TrainingObjective, judge_training
+from hasten.core.trial import Choice, Diagnosis, Evaluation, Interval, Strategy, TrainingEvaluation, Trial
 from hasten.reporting.terminal import Screen
 
 if TYPE_CHECKING:
     from hasten.stages.build import Built
     from hasten.stages.evaluate import Evaluator
+    from hasten.stages.training_evaluation import TrainingEvaluator
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +54,10 @@ class Candidate:
         return self.trial.evaluation
 
     @property
-    def profile(self) -> Profile:
+    def diagnosis(self) -> Diagnosis:
         """Only accepted trials are profiled."""
-        assert self.trial.profile is not None
-        return self.trial.profile
+        assert self.trial.diagnosis is not None
+        return self.trial.diagnosis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +127,19 @@ class Session:
     def target(self) -> Target:
         return Target.of(self.recipe.section("target"))
 
+    @property
+    def speeds(self) -> str:
+        """What is made faster: `requests` to the model, or its `training`."""
+        return TRAINING if self.recipe.section("objective")["optimize"] == TRAINING else "requests"
+
     @cached_property
     def objective(self) -> Objective:
-        return Objective(**self.recipe.section("objective"))
+        """Of requests."""
+        return Objective(**_own(Objective, self.recipe.section("objective")))
+
+    @cached_property
+    def training_objective(self) -> TrainingObjective:
+        return TrainingObjective(**_own(TrainingObjective, self.recipe.section("objective")))
 
     @cached_property
     def screen(self) -> Screen:
@@ -149,9 +161,27 @@ class Session:
             raise ConfigError(f"planner._target_={self.recipe.section('planner')['_target_']} is no Planner")
         return planner
 
-    @cached_property
-    def bench(self) -> Evaluator:
+    @property
+    def bench(self) -> Evaluator | TrainingEvaluator:
         """Builds and measures recipes."""
+        return self.training_bench if self.speeds == TRAINING else self.request_bench
+
+    @cached_property
+    def training_bench(self) -> TrainingEvaluator:
+        """Measures how recipes train."""
+        from hasten.stages.training_evaluation import TrainingEvaluator
+
+        return TrainingEvaluator(
+            store=self.store,
+            objective=self.training_objective,
+            seed=self.recipe.config["seed"],
+            progress=self.screen,
+            checkpoint_seconds=self.recipe.config["callbacks"]["checkpoint_seconds"],
+        )
+
+    @cached_property
+    def request_bench(self) -> Evaluator:
+        """Builds recipes and measures their requests."""
         from hasten.stages.evaluate import Evaluator
 
         return Evaluator(
@@ -166,8 +196,11 @@ class Session:
 
     @cached_property
     def untouched(self) -> Recipe:
-        """The user's model as it is, in eager PyTorch."""
-        return self.composer.compose(UNTOUCHED)
+        """The user's model as it is, in eager PyTorch; its training as a plain script has it."""
+        if self.speeds != TRAINING:
+            return self.composer.compose(UNTOUCHED)
+        plain = self.composer.compose([*UNTOUCHED, *PLAIN_LOADER])
+        return self.composer.edited(plain, [text for text in PLAIN_STEP if says_more(plain, text)])
 
     def best_untouched_engine(self, baseline: Candidate) -> UntouchedEngine:
         """The untouched model in the target's engine that runs it fastest.
@@ -184,7 +217,7 @@ class Session:
                 log.warning("%s", reason)
                 continue
             try:
-                built, evaluation, _ = self.bench.evaluate(
+                built, evaluation, _ = self.request_bench.evaluate(
                     recipe, references={"eager": baseline.built}, baseline=baseline.built
                 )
             except HastenError as error:
@@ -211,13 +244,14 @@ class Session:
 
     @cached_property
     def strategies(self) -> tuple[Strategy, ...]:
-        """The moves that make sense for the task.
+        """The moves that make faster what the objective asks for, and make sense for the task.
 
         Raises:
             ConfigError: a strategy makes no sense at all.
         """
         outputs = locate(self.recipe.section("task")["_target_"], "task").outputs
-        return tuple(each for each in self.composer.strategies() if each.outputs in (None, outputs))
+        mine = (each for each in self.composer.strategies() if each.speeds == self.speeds)
+        return tuple(each for each in mine if each.outputs in (None, outputs))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -251,21 +285,19 @@ class Session:
                     recipes[" ".join(attempt)] = recipe
         shown: set[str] = set()
         for title, recipe in recipes.items():
-            rows = [planned for planned in plan(recipe, self.store) if planned.key not in shown]
-            shown.update(planned.key for planned in rows)
+            steps = (
+                self.training_bench.plan(recipe)
+                if self.speeds == TRAINING
+                else [(planned.stage.name, planned.key, planned.entry) for planned in plan(recipe, self.store)]
+            )
+            rows = [
+                (name, key, entry is not None, entry.seconds if entry else None)
+                for name, key, entry in steps
+                if key not in shown
+            ]
+            shown.update(key for _, key, *_ in rows)
             if rows:
-                self.screen.stages(
-                    [
-                        (
-                            planned.stage.name,
-                            planned.key,
-                            planned.entry is not None,
-                            planned.entry.seconds if planned.entry else None,
-                        )
-                        for planned in rows
-                    ],
-                    title=title,
-                )
+                self.screen.stages(rows, title=title)
 
     def ready(self) -> float:
         """Reads the data and constructs the model: what is wrong with them is told before anything is left behind.
@@ -286,9 +318,22 @@ class Session:
         overrides = [*self.composer.walk, *self.composer.base]
         self.tracker.start(self.name, config_yaml, overrides, self.folder)
 
-    def rebuild_command(self, recipe: Recipe) -> str:
+    def rebuild_command(self, recipe: Recipe, speeds: str | None = None) -> str:
+        """The command line that builds and measures a recipe again.
+
+        Args:
+            speeds: what of it is measured; None for what this run makes faster.
+        """
         where = [text for text in self.composer.walk if text.startswith("store.folder=")]
-        return rebuild_command([*recipe.overrides, *where], self.config_dir)
+        goal = ["objective=training"] if (speeds or self.speeds) == TRAINING else []
+        return rebuild_command([*goal, *recipe.overrides, *where], self.config_dir)
+
+    def references(self, best: Candidate, engine: UntouchedEngine) -> dict[str, Built]:
+        """What a candidate is measured beside."""
+        baseline = self.candidates[0].built
+        if self.speeds == TRAINING:
+            return {"plain": baseline, "previous": best.built}
+        return {"eager": baseline, "engine": engine.built, "previous": best.built}
 
     def baseline(self) -> Candidate:
         """Trial 0: the untouched model in eager PyTorch.
@@ -306,20 +351,21 @@ class Session:
             strategy="baseline",
             bottleneck="",
             verdict="accepted",
-            reason="the model as it is, in eager PyTorch",
-            evaluation=evaluation,
-            profile=self.bench.profile(built, evaluation),
+            reason=f"{'its training' if self.speeds == TRAINING else 'the model'} as it is, in eager PyTorch",
             seconds=self._charge(costs),
             spent=time.monotonic() - start,
             stages=built.keys,
             rebuild=self.rebuild_command(self.untouched),
             holds=True,
         )
+        trial = self._profiled(_evaluated(trial, evaluation), built)
         return self.keep(Candidate(trial=trial, recipe=self.untouched, finished=built))
 
     def given(self) -> Choice:
         """The user's own recipe as an edit of the untouched model."""
         edit = tuple(text for text in self.recipe.overrides if text not in self.untouched.overrides)
+        if self.speeds == TRAINING and any(text.startswith("loader.") for text in edit):
+            edit = (f"loader={self.composer.choices(self.recipe)['loader']}", *edit)  # whose knobs they are
         return Choice(strategy="given", parent=0, edit=edit, expected_gain=None, why="declared on the command line")
 
     def attempt(
@@ -342,7 +388,7 @@ class Session:
             overrides=recipe.overrides,
             edit=choice.edit,
             strategy=choice.strategy,
-            bottleneck=parent.trial.profile.bottleneck if parent.trial.profile else "",
+            bottleneck=parent.trial.diagnosis.bottleneck if parent.trial.diagnosis else "",
             verdict="failed",
             reason="",
             expected_gain=choice.expected_gain,
@@ -353,31 +399,46 @@ class Session:
             built, evaluation, costs = self.bench.evaluate(
                 recipe, references=references, baseline=self.candidates[0].built
             )
-            trial = self._judged(trial, recipe, evaluation, best, self._charge(costs))
-            profile = self.bench.profile(built, evaluation) if trial.verdict == "accepted" else None
-            trial = replace(trial, stages=built.keys, profile=profile)
+            trial = self._judged(_evaluated(trial, evaluation), recipe, best, self._charge(costs))
+            if trial.verdict == "accepted":
+                trial = self._profiled(trial, built)
+            trial = replace(trial, stages=built.keys)
         except HastenError as error:
             trial = replace(trial, reason=" ".join(str(error).split()), verdict="failed")
         except Exception as error:  # the one place: whatever a technique or an engine does, the loop goes on
             write_text(self.folder / f"trial-{number:02d}-error.txt", traceback.format_exc())
             trial = replace(trial, reason=f"{type(error).__name__}: {' '.join(str(error).split())}", verdict="failed")
         if trial.verdict == "failed":
-            trial = replace(trial, seconds=failed_seconds, evaluation=None, measured_gain=None, holds=False)
+            trial = replace(
+                trial, seconds=failed_seconds, evaluation=None, training=None, measured_gain=None, holds=False
+            )
         trial = replace(trial, spent=time.monotonic() - start)
         return self.keep(Candidate(trial=trial, recipe=recipe, finished=built))
 
-    def _judged(self, trial: Trial, recipe: Recipe, evaluation: Evaluation, best: Candidate, cost: float) -> Trial:
-        share = recipe.section("quantization").get("min_integer_share") or 0.0
-        judgement = judge(evaluation, best.evaluation, self.objective, min_integer_share=share)
+    def _judged(self, trial: Trial, recipe: Recipe, best: Candidate, cost: float) -> Trial:
+        if trial.training is not None:
+            assert best.trial.training is not None
+            judgement = judge_training(trial.training, best.trial.training, self.training_objective)
+            gained = trial.training.speedup["previous"].value
+        else:
+            assert trial.evaluation is not None
+            share = recipe.section("quantization").get("min_integer_share") or 0.0
+            judgement = judge(trial.evaluation, best.evaluation, self.objective, min_integer_share=share)
+            gained = gain(trial.evaluation, best.evaluation, self.objective.quantity).value
         return replace(
             trial,
             verdict=judgement.verdict,
             reason=judgement.reason,
             holds=judgement.holds,
-            measured_gain=gain(evaluation, best.evaluation, self.objective.quantity).value,
-            evaluation=evaluation,
+            measured_gain=gained,
             seconds=cost,
         )
+
+    def _profiled(self, trial: Trial, built: Built) -> Trial:
+        if trial.training is not None:
+            return replace(trial, step_profile=self.training_bench.profile(built))
+        assert trial.evaluation is not None
+        return replace(trial, profile=self.request_bench.profile(built, trial.evaluation))
 
     def _charge(self, costs: Mapping[str, float]) -> float:
         """Recorded seconds of what no earlier trial of this run has been charged with, whoever spent them and when."""
@@ -391,6 +452,17 @@ class Session:
         self.screen.trial(candidate.trial)
         self.tracker.record(candidate.trial, _curves(candidate.finished), _files(self.folder, candidate.trial))
         return candidate
+
+
+def _own(kind: type, section: Mapping[str, Any]) -> dict[str, Any]:
+    """What a section says of this kind of objective: an experiment may speak of the other kind as well."""
+    return {each.name: section[each.name] for each in fields(kind) if each.name in section}
+
+
+def _evaluated(trial: Trial, evaluation: Evaluation | TrainingEvaluation) -> Trial:
+    if isinstance(evaluation, TrainingEvaluation):
+        return replace(trial, training=evaluation)
+    return replace(trial, evaluation=evaluation)
 
 
 def _emulates(recipe: Recipe) -> bool:

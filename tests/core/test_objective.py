@@ -9,6 +9,7 @@ import pytest
 
 from hasten.core.groups import conf_folder, options
 from hasten.core.objective import Objective, binding, judge
+from hasten.core.training_objective import TrainingObjective
 from hasten.core.trial import Drop, Evaluation, Interval, Quality
 
 
@@ -228,7 +229,12 @@ def test_every_option_spells_every_knob_and_has_the_same_constraints(option: str
     from hydra import compose
 
     node = compose(config_name="config", overrides=[f"objective={option}"]).objective
-    assert set(node) == set(Objective.__dataclass_fields__)
+    more = TrainingObjective.__dataclass_fields__ if option == "training" else {}
+    assert set(node) == {*Objective.__dataclass_fields__, *more}
+    if option == "training":
+        own = {name: node[name] for name in TrainingObjective.__dataclass_fields__}
+        assert TrainingObjective(**own) == TrainingObjective()
+        return
     objective = Objective(**node)
     assert objective.optimize == {"latency": "p50"}.get(option, option)
     assert objective.latency_percentile == "p50"

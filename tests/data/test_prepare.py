@@ -217,7 +217,8 @@ def test_the_same_request_writes_the_same_bytes(tmp_path):
     written(tmp_path / "one")
     written(tmp_path / "two")
     names = sorted(file.name for file in (tmp_path / "one").iterdir())
-    assert names == ["data.json", "test.safetensors", "train.safetensors", "validate.safetensors"]
+    kinds = ("column-0", "numbers", "targets")
+    assert names == ["data.json", *(f"{split}-{kind}.npy" for split in ("test", "train", "validate") for kind in kinds)]
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 

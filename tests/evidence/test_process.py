@@ -264,8 +264,8 @@ def test_the_kernel_would_take_the_worker_and_not_its_parent() -> None:
 def test_the_limits_are_those_of_the_target() -> None:
     limits = {"memory_limit_mb": 700.0, "timeout_seconds": 5.0, "request_timeout_seconds": 2.0}
     worker = Worker.of(Target(device="cpu", threads=2, batch_size=1, engines=("eager",), **limits), {0})
-    assert (worker.threads, worker.cpus) == (2, {0})
-    assert (worker.memory_limit_mb, worker.timeout, worker.request_timeout) == tuple(limits.values())
+    assert (worker.process.threads, worker.process.cpus) == (2, {0})
+    assert (worker.process.memory_limit_mb, worker.timeout, worker.request_timeout) == tuple(limits.values())
 
 
 def test_serves_without_torch_in_the_environment_and_import_path_of_its_parent(serve: Serve, rows: Path) -> None:

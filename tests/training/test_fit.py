@@ -1,7 +1,9 @@
 """Training that ends the same, interrupted or not."""
 
+import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from torch import nn
 from hasten.artefacts.module import forward
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Distillation, Rows, Silent
-from hasten.core.sections import TrainingSettings
+from hasten.core.sections import Loader, TrainingSettings
 from hasten.tasks.classification import Classification
 from hasten.tasks.regression import Regression
 from hasten.training.fit import fit
@@ -24,6 +26,17 @@ from hasten.training.predict import predict
 
 SETTINGS = TrainingSettings(epochs=3, batch_size=12, lr=0.01, weight_decay=0.01)
 STEPS = 12
+BLOCKS = {"order": "blocks", "block_rows": 5, "window_blocks": 3}
+LOADERS = {
+    f"{order}, {name}": Loader(**ordered, **way)
+    for order, ordered in {"rows": {"order": "rows"}, "blocks": BLOCKS}.items()
+    for name, way in {
+        "no thread": {"ahead": 0},
+        "a thread": {"ahead": 2},
+        "a worker": {"workers": 1},
+        "row by row": {"row_by_row": True},
+    }.items()
+}
 
 
 def rows(number=50, seed=0):
@@ -174,18 +187,90 @@ SCRIPT = """
             if sum(self.steps) == 7:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    claims.train(Path(sys.argv[2]), progress=Suicide())
+    claims.train(Path(sys.argv[2]), progress=Suicide(), loader=claims.LOADERS[sys.argv[3]])
 """
 
 
 @pytest.mark.slow
-def test_a_real_sigkill_in_another_process_changes_nothing(tmp_path, undisturbed):
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), __file__, str(tmp_path)]
+@pytest.mark.parametrize("loader", ["rows, a thread", "rows, a worker"])
+def test_a_real_sigkill_in_another_process_changes_nothing(tmp_path, undisturbed, loader):
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), __file__, str(tmp_path), loader]
     died = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300, check=False)
     assert died.returncode == -signal.SIGKILL
     progress = Recorded()
     assert_same(train(tmp_path, progress=progress), undisturbed)
     assert progress.steps[0] == 6
+
+
+class Spy(nn.Linear):
+    """Keeps the first column of every batch that it is trained on."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.seen = []
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def forward(self, x):
+        self.seen.append(x[:, 0].tolist())
+        return super().forward(x)
+
+
+def numbered(number=50):
+    data = rows(number)
+    data.inputs["input"][:, 0] = np.arange(number)
+    return data
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_killed_and_resumed_training_sees_every_row_as_often_as_an_undisturbed_one(tmp_path, loader):
+    def seen(folder, **arguments):
+        model = Spy(6, 3)
+        model.load_state_dict(first.state_dict())
+        with contextlib.suppress(Killed):
+            train(folder, model=model, data=numbered(), loader=LOADERS[loader], **arguments)
+        return model.seen
+
+    first = nn.Linear(6, 3)
+    whole = seen(tmp_path / "whole")
+    # Twice in the middle of an epoch; the step that was killed is done again.
+    killed_once = seen(tmp_path / "killed", progress=Recorded(3))[:-1]
+    killed_again = seen(tmp_path / "killed", progress=Recorded(7))[:-1]
+    assert (len(killed_once), len(killed_again)) == (2, 4)
+    assert killed_once + killed_again + seen(tmp_path / "killed") == whole
+    for epoch in (whole[:4], whole[4:8], whole[8:]):
+        taken = [row for batch in epoch for row in batch]
+        assert len(set(taken)) == len(taken) == 48
+
+
+def test_who_fetches_the_rows_changes_nothing_and_their_order_does(tmp_path):
+    found = {name: train(tmp_path / name, loader=loader, seconds=1000) for name, loader in LOADERS.items()}
+    for order in ("rows", "blocks"):
+        for name in LOADERS:
+            if name.startswith(order):
+                assert_same(found[name], found[f"{order}, no thread"])
+    assert found["rows, no thread"].curves != found["blocks, no thread"].curves
+
+
+def test_never_goes_on_from_a_training_on_rows_of_another_name(tmp_path):
+    killed(tmp_path, 6, contents="one")
+    other, same = Recorded(), Recorded(6)
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    train(tmp_path / "copy", progress=other, contents="two")
+    assert other.steps == [1] * STEPS
+    with pytest.raises(Killed):
+        train(tmp_path, progress=same, contents="one")
+    assert same.steps == [5, 1]
+
+
+def test_tells_what_was_read_and_where_rows_were_kept(tmp_path):
+    killed(tmp_path, 7)
+    fitted = train(tmp_path)
+    # Six steps were done, of four an epoch.
+    assert [reading.num_batches for reading in fitted.readings] == [2, 4]
+    assert [reading.asked_bytes for reading in fitted.readings] == [2 * 12 * (24 + 8), 4 * 12 * (24 + 8)]
+    assert fitted.cache == "0 MB of training rows are held by the process"
 
 
 def test_ctrl_c_comes_through_and_stays_possible(tmp_path, undisturbed):

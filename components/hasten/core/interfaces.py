@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, r
 
 from annotated_types import Ge, Gt, MinLen
 
+from hasten.core.errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from hasten.core.trial import Choice, Estimate, Profile, Result, Strategy, Trial
+    from hasten.core.trial import Choice, Diagnosis, Estimate, Result, Strategy, TrainingResult, Trial
 
 
 INPUT = "input"
@@ -103,6 +105,45 @@ class Table:
     in_order: bool = False
     notes: tuple[str, ...] = ()
 
+    def stream(self) -> RowStream:
+        """The same rows, in one piece.
+
+        Raises:
+            ConfigError: columns differ in length.
+        """
+        lengths = {name: len(values) for name, values in self.inputs.items()}
+        if self.targets is not None:
+            lengths["the targets"] = len(self.targets)
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise ConfigError(f"data gives columns of different lengths: {told}")
+        return RowStream(
+            num_rows=next(iter(lengths.values())),
+            pieces=lambda: iter([self.inputs]),
+            targets=self.targets,
+            parts=self.parts,
+            in_order=self.in_order,
+            notes=self.notes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowStream:
+    """Rows as they came, whose inputs may be more than fits into memory: they are read piece by piece.
+
+    Attributes:
+        num_rows: of all pieces together.
+        pieces: reads the inputs of the rows in their order, some at a time; each call begins with the first.
+        targets, parts, in_order, notes: as of `Table`.
+    """
+
+    num_rows: int
+    pieces: Callable[[], Iterator[Columns]]
+    targets: NDArray[Any] | None
+    parts: NDArray[Any] | None = None
+    in_order: bool = False
+    notes: tuple[str, ...] = ()
+
 
 class DataSource(abc.ABC):
     """Where rows come from. Implementations are frozen dataclasses whose fields are the knobs of their YAML."""
@@ -122,6 +163,14 @@ class DataSource(abc.ABC):
             ConfigError: a file is missing, unreadable, or does not hold what the config says.
         """
 
+    def stream(self) -> RowStream:
+        """The rows of `load` for who takes their inputs piece by piece; here all at once.
+
+        Raises:
+            ConfigError: as `load`; what is wrong with inputs may come out when the piece is read.
+        """
+        return self.load().stream()
+
 
 class Transform(abc.ABC):
     """A deterministic step from columns to columns, part of the deployed artefact's preprocessing.
@@ -132,12 +181,22 @@ class Transform(abc.ABC):
     """
 
     elementwise: ClassVar[bool] = False
-    """Whether it makes wider numbers of numbers, each by itself: then prepared files may hold what it is given, which
-    takes fewer bytes, and it is applied to each batch that is read."""
+    """Whether it makes numbers of numbers, each by itself, in the same columns and shapes: where what it is given takes
+    fewer bytes, prepared files may hold that, and it is applied to each batch that is read."""
 
     def fit(self, columns: Columns) -> Transform:
         """The transform with what it learns from the training rows filled in, where the config left it null."""
         return self
+
+    def fit_pieces(self, pieces: Iterable[Columns]) -> Transform:
+        """`fit` to training rows that come piece by piece, from the first again at each iteration.
+
+        Here each column that `fit` asks for is put together in memory. What can learn from one piece after the other
+        overrides this, and takes rows that are larger than memory.
+        """
+        from hasten.core.columns import Joined
+
+        return self.fit(Joined(pieces))
 
     @abc.abstractmethod
     def __call__(self, columns: Columns) -> Columns:
@@ -687,7 +746,7 @@ class Planner(abc.ABC):
     def choose(
         self,
         history: Sequence[Trial],
-        profile: Profile,
+        profile: Diagnosis,
         strategies: Sequence[Strategy],
         best: Trial,
         *,
@@ -712,7 +771,7 @@ class Planner(abc.ABC):
     def why_stopped(
         self,
         history: Sequence[Trial],
-        profile: Profile,
+        profile: Diagnosis,
         strategies: Sequence[Strategy],
         best: Trial,
         *,
@@ -760,7 +819,7 @@ class Tracker(abc.ABC):
         """
 
     @abc.abstractmethod
-    def finish(self, result: Result | None, folder: Path, status: str) -> None:
+    def finish(self, result: Result | TrainingResult | None, folder: Path, status: str) -> None:
         """Closes the record.
 
         Args:

@@ -28,6 +28,15 @@ def resident_bytes(pid: int) -> int:
     return 1024 * (own + sum(children))
 
 
+def anonymous_bytes(pid: int) -> int:
+    """What a process and its children hold that is no page of a file, swap included; shared memory of workers counts.
+
+    0 where the process has ended, or the system has no /proc.
+    """
+    family = (pid, *_descendants(pid))
+    return 1024 * sum(_kilobytes(Path(f"/proc/{each}/status"), "RssAnon", "RssShmem", "VmSwap") for each in family)
+
+
 def free_bytes(root: Path = Path("/")) -> int | None:
     """What can be taken without swapping, and within the limits of the control groups that this process is in.
 

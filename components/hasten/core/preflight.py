@@ -20,6 +20,7 @@ from hasten.core.interfaces import DataSource, Engine, Pass, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe, nearest
 from hasten.core.sections import Callbacks, Loader, Metric, Split, Step, Trainer, TrainingSettings
+from hasten.core.training_objective import TRAINING, TrainingObjective
 
 COMPONENTS = (
     "data",
@@ -36,7 +37,6 @@ COMPONENTS = (
 )
 SECTIONS: Mapping[str, type] = {
     "target": Target,
-    "objective": Objective,
     "loader": Loader,
     "trainer": Trainer,
     "callbacks": Callbacks,
@@ -110,6 +110,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         node = _at(recipe.config, key)
         if node is not None:
             yield from _fields(node, typing.get_type_hints(kind, include_extras=True), key)
+    yield from _objective(recipe.section("objective"))
     for key in COMPONENTS:
         node = _at(recipe.config, key)
         if node and node.get("_target_"):
@@ -145,6 +146,17 @@ def _metrics(recipe: Recipe) -> Iterator[str]:
             yield from error.problems
         settings = {setting: value for setting, value in node.items() if setting != "_target_"}
         yield from _fields(settings, {setting: hint for setting, hint in hints.items() if setting != "target"}, key)
+
+
+def _objective(node: Mapping[str, Any]) -> Iterator[str]:
+    """Of requests or of training; an experiment may say what the other kind is to hold."""
+    kinds = [Objective, TrainingObjective]
+    if node.get("optimize") == TRAINING:
+        kinds.reverse()
+    hints, others = (typing.get_type_hints(kind, include_extras=True) for kind in kinds)
+    yield from _fields(
+        {name: value for name, value in node.items() if name in hints or name not in others}, hints, "objective"
+    )
 
 
 def _loose_ends(recipe: Recipe) -> Iterator[str]:
@@ -347,7 +359,10 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
             if recipe.option(other) == option:
                 yield f"{group}={recipe.option(group)} can't be combined with {banned}"
     yield from _rows(recipe, chosen)
-    yield from _engine(recipe, chosen["quantization"])
+    if recipe.section("objective").get("optimize") == TRAINING:
+        yield from _training(recipe)
+    else:
+        yield from _engine(recipe, chosen["quantization"])
 
 
 def _step(trainer: Mapping[str, Any]) -> Iterator[str]:
@@ -403,6 +418,17 @@ def _rows(recipe: Recipe, chosen: Mapping[str, bool]) -> Iterator[str]:
             )
 
 
+def _training(recipe: Recipe) -> Iterator[str]:
+    """Why there is no training to make faster."""
+    if recipe.section("model")["training"]["epochs"] == 0:
+        yield "objective=training makes the training of the model faster, and model.training.epochs=0 has none"
+    objective, latency = recipe.section("objective"), ("max_latency_ms", "min_throughput", "max_size_mb")
+    if limits := [f"objective.{key}={objective[key]}" for key in latency if objective.get(key) is not None]:
+        yield f"objective=training measures no requests, and can't hold {', '.join(limits)}"
+    if not locate(recipe.section("task")["_target_"], "task").trains:
+        yield f"objective=training needs rows with labels, and task={recipe.option('task')} has none"
+
+
 def _engine(recipe: Recipe, quantized: bool) -> Iterator[str]:
     target = _target(recipe)
     if reason := absent(target):  # each engine would say it again of itself
@@ -428,7 +454,7 @@ def _decided_by_time(objective: Mapping[str, Any]) -> list[str]:
     """What the objective wants of the times or the memory of a process."""
     optimized = objective["optimize"]
     limits = ("max_latency_ms", "min_throughput", "max_memory_mb", "goal_speedup")
-    found = [f"objective.{key}={objective[key]}" for key in limits if objective[key] is not None]
+    found = [f"objective.{key}={objective[key]}" for key in limits if objective.get(key) is not None]
     return found if optimized == "size" else [f"objective.optimize={optimized}", *found]
 
 

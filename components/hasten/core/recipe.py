@@ -349,6 +349,15 @@ class Composer:
             raise ConfigError(f"{one_line(error)}: a group takes the name of an option, none for nothing") from error
 
 
+def says_more(recipe: Recipe, text: str) -> bool:
+    """Whether an override of a knob gives it another value than the recipe has."""
+    override = _parse(text)
+    node: Any = recipe.config
+    for part in override.key_or_group.split("."):
+        node = (node or {}).get(part)
+    return bool(node != override.value())
+
+
 def left_to_the_machine(overrides: Sequence[str], folders: Sequence[Path]) -> tuple[str, ...]:
     """Overrides that say what these leave to the machine at hand (`target=auto`), before Hydra runs.
 

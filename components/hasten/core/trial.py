@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol
@@ -286,8 +286,7 @@ class TrainingEvaluation:
         references: samples per second of the same, as they were measured beside it.
         memory_bytes: peak anonymous memory of the training process and its workers; mapped files are not counted.
         start_seconds: from the start of the process to its first finished step: loading, compiling.
-        loss: against the baseline; None for the baseline itself.
-        starved: share of the timed rounds in which another process had the CPU for part of the time.
+        loss: against the baseline; None for the baseline itself, and where it is not worth a comparison.
         notes: what the training says of itself, such as where its rows are cached.
     """
 
@@ -299,7 +298,6 @@ class TrainingEvaluation:
     memory_bytes: int
     start_seconds: float
     loss: LossCurves | None
-    starved: float = 0.0
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -544,27 +542,65 @@ class Result:
 
     @property
     def lineage(self) -> tuple[Trial, ...]:
-        """The trials whose recipes were edited one after the other, from the baseline to the best."""
-        by_number = {trial.number: trial for trial in self.trials}
-        line = [self.best]
-        while (parent := line[-1].parent) is not None and parent in by_number:
-            line.append(by_number[parent])
-        return tuple(reversed(line))
+        """As of the function `lineage`."""
+        return lineage(self.trials, self.best)
 
     @property
     def shares(self) -> tuple[Share, ...]:
-        """What each step from the baseline to the best gave; their product is the gain of them all.
+        """As of `shares_of`."""
+        return shares_of(self.trials, self.best)
 
-        A trial's own measured gain is against the best of its time. Where that was another edit of the same recipe,
-        whose place it took, the gain of that one belongs to it.
-        """
-        steps = [trial for trial in self.lineage if trial.verdict == "accepted" or trial.number == self.best.number]
-        return tuple(
-            Share(step, math.prod(self._gains(before.number, step.number))) for before, step in pairwise(steps)
-        )
 
-    def _gains(self, before: int, number: int) -> list[float]:
-        """Of what was accepted after one trial and before another, and that other's own."""
-        since = [it for it in self.trials if before < it.number < number and it.verdict == "accepted"]
-        own = [it for it in self.trials if it.number == number]
-        return [trial.measured_gain for trial in (*since, *own) if trial.measured_gain is not None]
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run ends with that makes training faster; `summary.json` is this as JSON.
+
+    Attributes:
+        speedup: samples per second of the best against `plain`, the baseline, and `previous`.
+        command: that trains, compresses and measures the model with the best recipe.
+    """
+
+    experiment: str
+    baseline: Trial
+    best: Trial
+    trials: tuple[Trial, ...]
+    speedup: Mapping[str, Interval]
+    stopped: str
+    binding: str | None
+    command: str
+    seconds: float
+    spent: float
+    machine: Mapping[str, Any]
+    tracking_command: str | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """As of `shares_of`."""
+        return shares_of(self.trials, self.best)
+
+
+def lineage(trials: Sequence[Trial], best: Trial) -> tuple[Trial, ...]:
+    """The trials whose recipes were edited one after the other, from the baseline to the best."""
+    by_number = {trial.number: trial for trial in trials}
+    line = [best]
+    while (parent := line[-1].parent) is not None and parent in by_number:
+        line.append(by_number[parent])
+    return tuple(reversed(line))
+
+
+def shares_of(trials: Sequence[Trial], best: Trial) -> tuple[Share, ...]:
+    """What each step from the baseline to the best gave; their product is the gain of them all.
+
+    A trial's own measured gain is against the best of its time. Where that was another edit of the same recipe, whose
+    place it took, the gain of that one belongs to it.
+    """
+    steps = [trial for trial in lineage(trials, best) if trial.verdict == "accepted" or trial.number == best.number]
+    return tuple(Share(step, math.prod(_gains(trials, before.number, step.number))) for before, step in pairwise(steps))
+
+
+def _gains(trials: Sequence[Trial], before: int, number: int) -> list[float]:
+    """Of what was accepted after one trial and before another, and that other's own."""
+    since = [it for it in trials if before < it.number < number and it.verdict == "accepted"]
+    own = [it for it in trials if it.number == number]
+    return [trial.measured_gain for trial in (*since, *own) if trial.measured_gain is not None]

@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.artefacts.rows import apply, as_inputs
+from hasten.artefacts.rows import apply, as_inputs, take
+from hasten.core.columns import joined
+from hasten.core.construct import construct
 from hasten.core.errors import ConfigError
-from hasten.core.interfaces import Columns, Input, Rows, Signature, Table, Task, Transform
-from hasten.data.fingerprint import fingerprint
+from hasten.core.files import read_json, write_json, write_text
+from hasten.core.interfaces import (
+    Columns,
+    DataSource,
+    Input,
+    Progress,
+    Rows,
+    RowStream,
+    Signature,
+    Silent,
+    Table,
+    Task,
+    Transform,
+)
+from hasten.data.arrays import ArrayFile, mapped
+from hasten.data.fingerprint import Stream
+from hasten.data.job import Job
+from hasten.data.making import Journal, make
+from hasten.data.pieces import OfSplit, Shard, Shards, Transformed
+from hasten.data.shares import split
 from hasten.data.transforms import Standardize
 
 SPLITS = ("train", "validate", "test")
-_PREFIX = "inputs."
+RESUME = "resume"
+"""Folder of what is in the making; `core.store` keeps it after a kill."""
+_FEW = 16
+"""Training rows that show what transforms make of all."""
+_FITTED_ROWS = 4096
+"""Of the files, which are looked at at once when the last transforms are fitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +64,10 @@ class Prepared:
         class_counts: split -> rows of each label; None where the task knows no labels.
         notes: of the source.
         in_order: whether rows follow one another in time.
+        columns: that the files hold, in their order.
+        num_deferred: of the transforms, the last ones, that are applied to what is read from the files, because what
+            they are given takes fewer bytes.
+        num_source_rows: of all rows as they came.
     """
 
     folder: Path
@@ -50,116 +81,61 @@ class Prepared:
     class_counts: Mapping[str, tuple[int, ...]] | None
     notes: tuple[str, ...]
     in_order: bool
+    columns: tuple[str, ...]
+    num_deferred: int
+    num_source_rows: int
 
     def rows(self, split: str, limit: int | None = None) -> Rows:
-        """Rows of `train`, `validate` or `test`: all, or the first `limit`, without reading the rest."""
-        from safetensors import safe_open
+        """Rows of `train`, `validate` or `test` as a model takes them, in memory: all, or the first `limit`, without
+        reading the rest."""
+        rows = take(self.kept(split), slice(limit))
+        inputs = {name: np.array(values) for name, values in rows.inputs.items()}
+        return replace(rows, inputs=inputs, targets=np.array(rows.targets))
 
-        with safe_open(self.folder / f"{split}.safetensors", framework="numpy") as file:
-            end = self.num_rows[split] if limit is None else min(limit, self.num_rows[split])
-            inputs = {each.name: file.get_slice(f"{_PREFIX}{each.name}")[:end] for each in self.inputs}
-            return Rows(inputs=inputs, targets=file.get_slice("targets")[:end], in_order=self.in_order)
+    def kept(self, split: str) -> Rows:
+        """The rows as the files have them, mapped: looking at a row reads its pages from the disk, and no more."""
+        files = {name: _column_file(split, place) for place, name in enumerate(self.columns)}
+        return Rows(
+            inputs={name: mapped(self.folder / file) for name, file in files.items()},
+            targets=mapped(self.folder / _targets_file(split)),
+            in_order=self.in_order,
+            deferred=self._fitted()[len(self.transforms) - self.num_deferred :],
+        )
+
+    def raw(self, split: str, source: DataSource) -> Rows:
+        """The rows as they came, in memory, with all transforms still to be applied.
+
+        Args:
+            source: that they were prepared from.
+
+        Raises:
+            ConfigError: as `DataSource.load`; or the source has more or fewer rows by now.
+        """
+        stream = source.stream()
+        if stream.num_rows != self.num_source_rows:
+            raise ConfigError(
+                f"data has {stream.num_rows} rows and had {self.num_source_rows} when they were prepared: it must not "
+                "change while it is in use"
+            )
+        shards = Shards(stream, {split: np.array(mapped(self.folder / _numbers_file(split)))})
+        return Rows(
+            inputs=joined(list(OfSplit(shards, split))),
+            targets=np.array(mapped(self.folder / _targets_file(split))),
+            in_order=self.in_order,
+            deferred=self._fitted(),
+        )
+
+    def _fitted(self) -> tuple[Transform, ...]:
+        return tuple(construct(each, "data.transforms") for each in self.transforms)
 
     def signature(self, output_shape: tuple[int, ...]) -> Signature:
         """Of a model for these rows."""
         return Signature(inputs=self.inputs, output_shape=output_shape)
 
 
-def split(
-    num_rows: int,
-    shares: Mapping[str, float],
-    seed: int,
-    *,
-    labels: NDArray[Any] | None = None,
-    parts: NDArray[Any] | None = None,
-    in_order: bool = False,
-) -> dict[str, NDArray[np.int64]]:
-    """Disjoint row numbers per split, in ascending order.
-
-    Args:
-        shares: split -> share of the rows; what they leave over belongs to no split.
-        seed: decides which rows go where.
-        labels: (num_rows,), each divided in these shares as nearly as whole rows allow; None to divide all at once.
-        parts: as of `Table`; rows that a part names for one split belong to it whatever the shares.
-        in_order: the first rows to the first split and so on, instead of at random.
-
-    Raises:
-        ConfigError: a share is not above 0, they add up to more than 1, or a split or a label has too few rows.
-    """
-    _check_shares(shares)
-    generator = np.random.default_rng(seed)
-    pieces: dict[str, list[NDArray[np.int64]]] = {name: [] for name in shares}
-    for names, members in _parts(num_rows, shares, parts):
-        proportions = {name: shares[name] for name in names}
-        if parts is not None:
-            proportions = {name: share / math.fsum(proportions.values()) for name, share in proportions.items()}
-        for label, rows in _by_label(members, None if in_order else labels):
-            if len(rows) < len(names):
-                _refuse_rare(label, len(rows), num_rows, names)
-            ordered = rows if in_order else generator.permutation(rows)
-            ends = np.cumsum(_whole_rows(len(rows), list(proportions.values())))
-            for name, begin, end in zip(names, [0, *ends[:-1]], ends, strict=True):
-                pieces[name].append(ordered[begin:end])
-    if missing := [name for name, rows in pieces.items() if not rows]:
-        raise ConfigError(f"data gives no rows for {', '.join(missing)}: give a file for each of {', '.join(shares)}")
-    return {name: np.sort(np.concatenate(rows)) for name, rows in pieces.items()}
-
-
-def _parts(
-    num_rows: int, shares: Mapping[str, float], parts: NDArray[Any] | None
-) -> list[tuple[tuple[str, ...], NDArray[np.int64]]]:
-    """Splits that share rows, and those rows."""
-    if parts is None:
-        return [(tuple(shares), np.arange(num_rows))]
-    found = []
-    for text in np.unique(parts.astype(str)):
-        names = tuple(name for name in shares if name in text.split("+"))
-        if strangers := [name for name in text.split("+") if name not in shares]:
-            raise ConfigError(f"data: {', '.join(strangers)} is no split; there are {', '.join(shares)}")
-        found.append((names, np.flatnonzero(parts == text)))
-    return found
-
-
-def _by_label(members: NDArray[np.int64], labels: NDArray[Any] | None) -> list[tuple[Any, NDArray[np.int64]]]:
-    if labels is None:
-        return [(None, members)]
-    return [(label, members[labels[members] == label]) for label in np.unique(labels[members])]
-
-
-def _refuse_rare(label: Any, count: int, num_rows: int, names: Sequence[str]) -> None:
-    splits = ", ".join(names)
-    if label is None:
-        raise ConfigError(f"data.split needs a row in each of {splits}, but there are only {count}: add rows")
-    raise ConfigError(
-        f"data.split needs a row of each label in each of {splits}, but label {label} has {count} of {num_rows} rows: "
-        "add rows or drop the label"
-    )
-
-
-def _check_shares(shares: Mapping[str, float]) -> None:
-    problems = [f"data.split.{name} must be above 0, got {share}" for name, share in shares.items() if not share > 0]
-    if not problems and math.fsum(shares.values()) > 1 + 1e-9:
-        problems = [f"data.split must add up to at most 1, got {math.fsum(shares.values()):g} from {dict(shares)}"]
-    if problems:
-        raise ConfigError(*problems)
-
-
-def _whole_rows(count: int, shares: list[float]) -> list[int]:
-    """Rows of each share by largest remainders, at least one each."""
-    ideal = [count * share for share in shares]
-    rows = [math.floor(value + 1e-9) for value in ideal]
-    by_remainder = sorted(range(len(rows)), key=lambda place: rows[place] - ideal[place])
-    for place in by_remainder[: round(math.fsum(ideal)) - sum(rows)]:
-        rows[place] += 1
-    rows = [max(1, number) for number in rows]
-    while sum(rows) > count:
-        rows[rows.index(max(rows))] -= 1
-    return rows
-
-
 def write(
     folder: Path,
-    table: Table,
+    rows: Table | RowStream,
     *,
     task: Task,
     shares: Mapping[str, float],
@@ -167,61 +143,169 @@ def write(
     normalize: bool,
     source: str,
     transforms: Sequence[Transform] = (),
+    progress: Progress | None = None,
+    processes: int | None = None,
 ) -> Prepared:
-    """Splits and transforms the rows into `train`, `validate` and `test.safetensors` and `data.json`.
+    """Splits and transforms the rows into arrays that are mapped to be read, and `data.json`.
 
-    The same rows, shares, seed and transforms give the same bytes.
+    Each split has a `.npy` file of each column, one of the targets and one of the rows' numbers in the source: a batch
+    is one gather, whichever rows it takes. The last transforms are left out of the files where they work element by
+    element and what they are given takes fewer bytes.
+
+    The same rows, shares, seed and transforms give the same bytes, whatever was killed on the way and however many
+    processes work on it. Of inputs no more than a few shards are in memory at once, but for what transforms ask for
+    when they are fitted.
 
     Args:
-        folder: exists and takes the files.
+        folder: exists and takes the files. What an earlier, killed call with the same arguments left below `resume` is
+            gone on from.
         shares: of `train`, `validate` and `test`.
         normalize: whether to standardise numbers with mean and deviation of the training rows, after the transforms.
         source: fingerprint of all rows.
         transforms: not fitted yet, or fitted: then they stay as they are.
+        processes: as of `making.make`.
 
     Raises:
         ConfigError: as `split`; the targets don't fit the task; or a transform refuses the rows.
+        HastenError: a process that prepares rows died.
     """
-    from safetensors.numpy import save_file
-
     if set(shares) != set(SPLITS):
         raise ConfigError(f"data.split must name {', '.join(SPLITS)}, got {', '.join(shares) or 'nothing'}")
+    stream = rows.stream() if isinstance(rows, Table) else rows
+    targets = task.targets(stream.targets, stream.num_rows)
+    labels = task.labels(targets)
     # In our order, whatever the YAML's: it decides which rows go where.
     shares = {name: shares[name] for name in SPLITS}
-    num_rows = len(next(iter(table.inputs.values())))
-    lengths = {name: len(values) for name, values in table.inputs.items()}
-    if table.targets is not None:
-        lengths["the targets"] = len(table.targets)
-    if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise ConfigError(f"data gives columns of different lengths: {told}")
-    targets = task.targets(table.targets, num_rows)
-    labels = task.labels(targets)
-    places = split(num_rows, shares, seed, labels=labels, parts=table.parts, in_order=table.in_order)
-    raw = {name: {column: values[places[name]] for column, values in table.inputs.items()} for name in SPLITS}
-    test = fingerprint(*raw["test"].values(), targets[places["test"]])
-    fitted = _fitted([*transforms, *([Standardize()] if normalize else [])], raw["train"])
-    inputs: tuple[Input, ...] = ()
-    for name in SPLITS:
-        columns = as_inputs(apply(fitted, raw.pop(name)))
-        inputs = inputs or _inputs(columns, fitted)
-        tensors = {f"{_PREFIX}{column}": np.ascontiguousarray(values) for column, values in columns.items()}
-        save_file({**tensors, "targets": targets[places[name]]}, folder / f"{name}.safetensors")
+    places = split(stream.num_rows, shares, seed, labels=labels, parts=stream.parts, in_order=stream.in_order)
+    shards = Shards(stream, places)
+    work = folder / RESUME
+    work.mkdir(exist_ok=True)
+    plan = _planned(work / "plan.json", [*transforms, *([Standardize()] if normalize else [])], shards)
+    files = _files(work, plan, {name: len(numbers) for name, numbers in places.items()})
+    job = Job(transforms=plan.applied, as_inputs=not plan.deferred, files=files)
+    test = Stream()
+    progress = progress or Silent()
+    progress.start("preparing rows", sum(map(len, places.values())))
+    try:
+        make(shards, job, Journal(work / "shards.jsonl"), progress, processes, partial(_add_test_rows, test))
+    finally:
+        progress.stop()
+    test.add({"targets": targets[places["test"]]})
+    deferred = _fit(plan.deferred, _Blocks(files["train"]))
+    fitted = [*plan.applied, *deferred]
+    for name, numbers in places.items():
+        for file in files[name]:
+            os.replace(file.path, folder / file.path.name)
+        np.save(folder / _targets_file(name), targets[numbers])
+        np.save(folder / _numbers_file(name), numbers)
     output_shape = task.output_shape(targets)
     record = {
-        "inputs": [each.to_dict() for each in inputs],
+        "inputs": [each.to_dict() for each in _inputs(as_inputs(apply(deferred, plan.few)), fitted)],
         "output_shape": output_shape,
         "transforms": [node(transform) for transform in fitted],
         "facts": {name: value for transform in fitted for name, value in transform.facts().items()},
         "fingerprint": source,
-        "test": test,
-        "num_rows": {name: len(rows) for name, rows in places.items()},
+        "test": test.hexdigest(),
+        "num_rows": {name: len(numbers) for name, numbers in places.items()},
         "class_counts": None if labels is None else _class_counts(labels, places),
-        "notes": table.notes,
-        "in_order": table.in_order,
+        "notes": stream.notes,
+        "in_order": stream.in_order,
+        "columns": list(plan.few),
+        "num_deferred": len(deferred),
+        "num_source_rows": stream.num_rows,
     }
-    (folder / "data.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_text(folder / "data.json", json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(work)
     return read(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is done before rows are written, and what is left for when they are read.
+
+    Attributes:
+        applied: fitted.
+        deferred: transforms after those, not fitted yet.
+        few: training rows as the files have them.
+    """
+
+    applied: tuple[Transform, ...]
+    deferred: tuple[Transform, ...]
+    few: Columns
+
+
+def _planned(file: Path, steps: Sequence[Transform], shards: Shards) -> _Plan:
+    """Fits what is applied before rows are written, or takes it from the file where a killed attempt left it."""
+    training = OfSplit(shards, "train")
+    few = {name: values[:_FEW] for name, values in next(iter(training)).items()}
+    if file.is_file():
+        applied = [construct(each, "data.transforms") for each in read_json(file)]
+    else:
+        num_before = len(steps)
+        while num_before and steps[num_before - 1].elementwise:
+            num_before -= 1
+        applied = _fit(steps[:num_before], training)
+        given = apply(applied, few)
+        if _num_bytes(given) >= _num_bytes(as_inputs(given)):
+            applied += _fit(steps[num_before:], Transformed(training, tuple(applied)))
+        write_json(file, [node(transform) for transform in applied])
+    deferred = tuple(steps[len(applied) :])
+    made = apply(applied, few)
+    return _Plan(applied=tuple(applied), deferred=deferred, few=made if deferred else as_inputs(made))
+
+
+def _fit(transforms: Sequence[Transform], pieces: Iterable[Columns]) -> list[Transform]:
+    """Each transform fitted to the training rows as those before it leave them."""
+    fitted: list[Transform] = []
+    for transform in transforms:
+        fitted.append(transform.fit_pieces(Transformed(pieces, tuple(fitted))))
+    return fitted
+
+
+def _num_bytes(columns: Columns) -> int:
+    return sum(values.nbytes for values in columns.values())
+
+
+def _files(folder: Path, plan: _Plan, num_rows: Mapping[str, int]) -> dict[str, tuple[ArrayFile, ...]]:
+    """Split -> file of each column."""
+    return {
+        split: tuple(
+            ArrayFile.create(folder / _column_file(split, place), name, number, values)
+            for place, (name, values) in enumerate(plan.few.items())
+        )
+        for split, number in num_rows.items()
+    }
+
+
+def _column_file(split: str, place: int) -> str:
+    """By its number, since a column may have any name."""
+    return f"{split}-column-{place}.npy"
+
+
+def _targets_file(split: str) -> str:
+    return f"{split}-targets.npy"
+
+
+def _numbers_file(split: str) -> str:
+    return f"{split}-numbers.npy"
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Rows of files, some at a time."""
+
+    files: Sequence[ArrayFile]
+
+    def __iter__(self) -> Iterator[Columns]:
+        arrays = {file.column: mapped(file.path) for file in self.files}
+        for start in range(0, len(next(iter(arrays.values()))), _FITTED_ROWS):
+            yield {name: values[start : start + _FITTED_ROWS] for name, values in arrays.items()}
+
+
+def _add_test_rows(test: Stream, shard: Shard) -> None:
+    if "test" in shard.parts:
+        columns = shard.parts["test"].columns.values()
+        test.add({f"input {place}": values for place, values in enumerate(columns)})
 
 
 def read(folder: Path) -> Prepared:
@@ -240,6 +324,9 @@ def read(folder: Path) -> Prepared:
         class_counts=None if counts is None else {name: tuple(rows) for name, rows in counts.items()},
         notes=tuple(record["notes"]),
         in_order=record["in_order"],
+        columns=tuple(record["columns"]),
+        num_deferred=record["num_deferred"],
+        num_source_rows=record["num_source_rows"],
     )
 
 
@@ -247,15 +334,6 @@ def node(transform: Transform) -> dict[str, Any]:
     """The config node of a transform, with what it has learned."""
     kind = type(transform)
     return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **asdict(transform)}  # type: ignore[call-overload]
-
-
-def _fitted(transforms: Sequence[Transform], columns: Columns) -> list[Transform]:
-    """Each transform fitted to the training rows as those before it leave them."""
-    fitted: list[Transform] = []
-    for transform in transforms:
-        fitted.append(transform.fit(columns))
-        columns = fitted[-1](columns)
-    return fitted
 
 
 def _inputs(columns: Columns, fitted: Sequence[Transform]) -> tuple[Input, ...]:

@@ -69,55 +69,34 @@ class Timing(NamedTuple):
     starved_seconds: float
 
 
-class Worker:
-    """A process that serves one engine, for the length of a `with` block.
+class Process:
+    """A process that answers questions, for the length of a `with` block.
 
     It is a session of its own, so that Ctrl-C reaches only the parent, and it ends with the parent, however that ends.
-    Every method raises EngineError when the engine raised (the worker goes on), died, took too long or took too much
-    memory (it is gone).
 
     Args:
-        threads: that one request may use.
+        module: that it runs; one JSON object a line on standard input asks, one on standard output answers.
+        threads: that it may calculate with.
         cpus: that it is confined to; none for all that its parent may use.
-        timeout: seconds that one question may take.
-        request_timeout: seconds that the few requests of a question to time them may take.
         memory_limit_mb: resident set of the process and its children, 1 MB = 10^6 bytes; None for `FREE_SHARE` of what
             this machine, or its control group, has free when the process starts.
     """
 
     def __init__(
-        self,
-        *,
-        threads: int,
-        cpus: Collection[int] = (),
-        timeout: float = 600.0,
-        request_timeout: float = 120.0,
-        memory_limit_mb: float | None = None,
+        self, module: str, *, threads: int, cpus: Collection[int] = (), memory_limit_mb: float | None = None
     ) -> None:
+        self.module = module
         self.threads = threads
         self.cpus = cpus
-        self.timeout = timeout
-        self.request_timeout = request_timeout
         self.memory_limit_mb = memory_limit_mb
 
-    @classmethod
-    def of(cls, target: Target, cpus: Collection[int] = ()) -> Worker:
-        """With the threads and the limits of the target."""
-        return cls(
-            threads=target.threads,
-            cpus=cpus,
-            timeout=target.timeout_seconds,
-            request_timeout=target.request_timeout_seconds,
-            memory_limit_mb=target.memory_limit_mb,
-        )
-
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Process:
         self._allowed, self._allowance = self._memory_allowance()
         self._ended_here = False
         self._stderr: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             # -P: its import path is the parent's, with nothing put before it.
-            [sys.executable, "-P", "-m", "hasten.evidence.worker"],
+            [sys.executable, "-P", "-m", self.module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -142,6 +121,159 @@ class Worker:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def ask(
+        self, what: str, arguments: Mapping[str, Any], *, timeout: float, knob: str, pause: float = _WATCH_SECONDS
+    ) -> Any:
+        """The answer to one question.
+
+        Args:
+            timeout: seconds that it may take.
+            knob: that sets them, for the error.
+            pause: seconds between two looks at the process' memory.
+
+        Raises:
+            EngineError: it raised (the process goes on), died, took too long or took too much memory (it is gone).
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+        except (BrokenPipeError, ValueError):  # it died in silence, or was found dead before and its pipes closed
+            raise self._death(what, arguments) from None
+        answer = json.loads(self._read_line(what, arguments, timeout, knob, pause))
+        if "error" in answer:
+            error = EngineError(answer["error"])
+            error.add_note(answer["trace"])
+            raise error
+        return answer["result"]
+
+    def _read_line(self, what: str, arguments: Mapping[str, Any], timeout: float, knob: str, pause: float) -> bytes:
+        assert self._process.stdout is not None
+        descriptor, line = self._process.stdout.fileno(), bytearray()
+        deadline = monotonic() + timeout
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                left = deadline - monotonic()
+                if selector.select(max(0.0, min(left, pause))):
+                    chunk = os.read(descriptor, 1 << 16)
+                    if not chunk:
+                        raise self._death(what, arguments)
+                    line += chunk
+                elif self._process.poll() is not None and not selector.select(0):
+                    raise self._death(what, arguments)  # a child of it holds the pipe open
+                elif left <= 0:
+                    self._kill()
+                    told = f"{_doing(what, arguments)} took longer than {timeout:g} s ({knob})"
+                    raise EngineError(f"{told}{self._tail()}")
+                else:
+                    self._watch(what, arguments)
+        return bytes(line)
+
+    def _memory_allowance(self) -> tuple[float, str]:
+        """Bytes that it may take, and why not more."""
+        if self.memory_limit_mb is not None:
+            limit = self.memory_limit_mb
+            return limit * 1e6, f"target.memory_limit_mb={limit:g} allows {_megabytes(limit * 1e6)}"
+        free = free_bytes()
+        if free is None:
+            return inf, ""
+        allowed = FREE_SHARE * free
+        why = f"of {_megabytes(free)} that were free, {_megabytes(allowed)} are allowed (target.memory_limit_mb=null)"
+        return allowed, why
+
+    def _watch(self, what: str, arguments: Mapping[str, Any]) -> None:
+        """Ends a worker that takes too much memory."""
+        taken = resident_bytes(self._process.pid)
+        if taken > self._allowed:
+            self._kill()
+            told = f"{_doing(what, arguments)} took {_megabytes(taken)} of memory, {self._allowance}"
+            raise EngineError(f"{told}{self._tail()}")
+
+    def _death(self, what: str, arguments: Mapping[str, Any]) -> EngineError:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        self._kill()
+        code = self._process.returncode
+        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if code == -signal.SIGKILL and not self._ended_here:
+            cause = f"{cause}, most likely because memory ran out ({self._allowance}),"
+        return EngineError(f"the process died of {cause} during {_doing(what, arguments)}{self._tail()}")
+
+    def _tail(self) -> str:
+        """The last lines that the worker, or a library in it, wrote."""
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - _TAIL_BYTES))
+        lines = [line.strip() for line in self._stderr.read().decode(errors="replace").splitlines() if line.strip()]
+        return f": {' | '.join(lines[-_TAIL_LINES:])}" if lines else ""
+
+    def _kill(self) -> None:
+        """Ends the worker and whatever it started (a compiler); nothing in it is worth an orderly end."""
+        assert self._process.stdin is not None
+        if self._process.stdin.closed:  # it has been ended, and its id may be another's by now
+            return
+        self._ended_here = self._process.poll() is None
+        with suppress(ProcessLookupError):  # a worker that has died may have left a child in its group
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+class Worker:
+    """A process that serves one engine, for the length of a `with` block.
+
+    Every method raises EngineError when the engine raised (the worker goes on), died, took too long or took too much
+    memory (it is gone).
+
+    Args:
+        threads: that one request may use.
+        cpus: as of `Process`.
+        timeout: seconds that one question may take.
+        request_timeout: seconds that the few requests of a question to time them may take.
+        memory_limit_mb: as of `Process`.
+
+    Attributes:
+        process: that answers.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int,
+        cpus: Collection[int] = (),
+        timeout: float = 600.0,
+        request_timeout: float = 120.0,
+        memory_limit_mb: float | None = None,
+    ) -> None:
+        self.timeout = timeout
+        self.request_timeout = request_timeout
+        self.process = Process("hasten.evidence.worker", threads=threads, cpus=cpus, memory_limit_mb=memory_limit_mb)
+
+    @classmethod
+    def of(cls, target: Target, cpus: Collection[int] = ()) -> Worker:
+        """With the threads and the limits of the target."""
+        return cls(
+            threads=target.threads,
+            cpus=cpus,
+            timeout=target.timeout_seconds,
+            request_timeout=target.request_timeout_seconds,
+            memory_limit_mb=target.memory_limit_mb,
+        )
+
+    def __enter__(self) -> Worker:
+        self.process.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.__exit__(kind, error, trace)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def load(self, folder: Path) -> None:
         """Loads what a folder with an `engine.json` holds; `warm_up`, `time` and `predict` run it."""
@@ -197,98 +329,14 @@ class Worker:
         self._ask("compile", engine=dict(engine), graph=described, folder=str(folder))
 
     def _ask(self, what: str, **arguments: Any) -> Any:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
-        except (BrokenPipeError, ValueError):  # it died in silence, or was found dead before and its pipes closed
-            raise self._death(what, arguments) from None
-        answer = json.loads(self._read_line(what, arguments))
-        if "error" in answer:
-            error = EngineError(answer["error"])
-            error.add_note(answer["trace"])
-            raise error
-        return answer["result"]
-
-    def _read_line(self, what: str, arguments: Mapping[str, Any]) -> bytes:
-        assert self._process.stdout is not None
-        descriptor, line = self._process.stdout.fileno(), bytearray()
-        timeout, knob = self._timeout(what)
-        pause = _WATCH_SECONDS_TIMED if what in _TIMED else _WATCH_SECONDS
-        deadline = monotonic() + timeout
-        with selectors.DefaultSelector() as selector:
-            selector.register(descriptor, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                left = deadline - monotonic()
-                if selector.select(max(0.0, min(left, pause))):
-                    chunk = os.read(descriptor, 1 << 16)
-                    if not chunk:
-                        raise self._death(what, arguments)
-                    line += chunk
-                elif self._process.poll() is not None and not selector.select(0):
-                    raise self._death(what, arguments)  # a child of it holds the pipe open
-                elif left <= 0:
-                    self._kill()
-                    told = f"{_doing(what, arguments)} took longer than {timeout:g} s ({knob})"
-                    raise EngineError(f"{told}{self._tail()}")
-                else:
-                    self._watch(what, arguments)
-        return bytes(line)
-
-    def _timeout(self, what: str) -> tuple[float, str]:
-        """Seconds that the question may take, and the knob that says so."""
-        if what in _FEW_REQUESTS:
-            return self.request_timeout, "target.request_timeout_seconds"
-        return self.timeout, "target.timeout_seconds"
-
-    def _memory_allowance(self) -> tuple[float, str]:
-        """Bytes that it may take, and why not more."""
-        if self.memory_limit_mb is not None:
-            limit = self.memory_limit_mb
-            return limit * 1e6, f"target.memory_limit_mb={limit:g} allows {_megabytes(limit * 1e6)}"
-        free = free_bytes()
-        if free is None:
-            return inf, ""
-        allowed = FREE_SHARE * free
-        why = f"of {_megabytes(free)} that were free, {_megabytes(allowed)} are allowed (target.memory_limit_mb=null)"
-        return allowed, why
-
-    def _watch(self, what: str, arguments: Mapping[str, Any]) -> None:
-        """Ends a worker that takes too much memory."""
-        taken = resident_bytes(self._process.pid)
-        if taken > self._allowed:
-            self._kill()
-            told = f"{_doing(what, arguments)} took {_megabytes(taken)} of memory, {self._allowance}"
-            raise EngineError(f"{told}{self._tail()}")
-
-    def _death(self, what: str, arguments: Mapping[str, Any]) -> EngineError:
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=10)
-        self._kill()
-        code = self._process.returncode
-        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if code == -signal.SIGKILL and not self._ended_here:
-            cause = f"{cause}, most likely because memory ran out ({self._allowance}),"
-        return EngineError(f"the process died of {cause} during {_doing(what, arguments)}{self._tail()}")
-
-    def _tail(self) -> str:
-        """The last lines that the worker, or a library in it, wrote."""
-        size = self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(0, size - _TAIL_BYTES))
-        lines = [line.strip() for line in self._stderr.read().decode(errors="replace").splitlines() if line.strip()]
-        return f": {' | '.join(lines[-_TAIL_LINES:])}" if lines else ""
-
-    def _kill(self) -> None:
-        """Ends the worker and whatever it started (a compiler); nothing in it is worth an orderly end."""
-        assert self._process.stdin is not None
-        if self._process.stdin.closed:  # it has been ended, and its id may be another's by now
-            return
-        self._ended_here = self._process.poll() is None
-        with suppress(ProcessLookupError):  # a worker that has died may have left a child in its group
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        few = what in _FEW_REQUESTS
+        return self.process.ask(
+            what,
+            arguments,
+            timeout=self.request_timeout if few else self.timeout,
+            knob="target.request_timeout_seconds" if few else "target.timeout_seconds",
+            pause=_WATCH_SECONDS_TIMED if what in _TIMED else _WATCH_SECONDS,
+        )
 
 
 def _doing(what: str, arguments: Mapping[str, Any]) -> str:

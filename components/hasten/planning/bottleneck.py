@@ -17,7 +17,8 @@ from annotated_types import Ge, Gt
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Edit, Inadmissible, Planner, SameRecipe
 from hasten.core.search import Halving, covering, halving
-from hasten.core.trial import BOTTLENECKS, Choice, Estimate, Profile, Strategy, Trial
+from hasten.core.training_objective import TRAINING
+from hasten.core.trial import BOTTLENECKS, Choice, Diagnosis, Estimate, Strategy, Trial
 from hasten.planning.bisection import max_values, next_value
 from hasten.planning.halving import Race, drawn, max_trials
 from hasten.planning.prior import Lesson, correction, lessons, read_prior
@@ -59,7 +60,7 @@ class BottleneckPlanner(Planner):
     max_trials: Annotated[int, Ge(1)] = 14
     max_minutes: Annotated[float, Gt(0)] | None = None
     prior: str | None = None
-    optimize: Literal["p50", "p90", "p99", "throughput", "size", "memory"] = "p50"
+    optimize: Literal["p50", "p90", "p99", "throughput", "size", "memory", "training"] = "p50"
     max_latency_ms: Annotated[float, Gt(0)] | None = None
     min_throughput: Annotated[float, Gt(0)] | None = None
 
@@ -73,7 +74,7 @@ class BottleneckPlanner(Planner):
     def choose(
         self,
         history: Sequence[Trial],
-        profile: Profile,
+        profile: Diagnosis,
         strategies: Sequence[Strategy],
         best: Trial,
         *,
@@ -92,7 +93,7 @@ class BottleneckPlanner(Planner):
         if begun := _begun(history, strategies):
             strategy, parent = begun
             if edit := self._open_edit(strategy, parent.number, history, lent):
-                return self._step(strategy, edit, parent, parent.profile or profile, history)
+                return self._step(strategy, edit, parent, parent.diagnosis or profile, history)
         ranked = sorted(
             (strategy for strategy in strategies if self._relieves(strategy, profile, best)),
             key=lambda strategy: self._rank(strategy, profile, history, best),
@@ -105,7 +106,7 @@ class BottleneckPlanner(Planner):
     def why_stopped(
         self,
         history: Sequence[Trial],
-        profile: Profile,
+        profile: Diagnosis,
         strategies: Sequence[Strategy],
         best: Trial,
         *,
@@ -176,17 +177,18 @@ class BottleneckPlanner(Planner):
         """Whether it is surely better in what is optimised than the best before it."""
         if self._counts_bytes:
             return trial.measured_gain is not None and trial.measured_gain > 1
-        ratio = trial.evaluation.speedup.get("previous") if trial.evaluation else None
+        ratio = trial.speedup.get("previous")
         return ratio is not None and ratio.low > 1
 
     def _merit(self, trial: Trial) -> float:
         """What is optimised, the more the better, against the same thing for all trials."""
-        measured = trial.evaluation
+        measured = trial.evaluation or trial.training
         if measured is None:
             return 0.0
-        if self._counts_bytes:
-            return 1 / (measured.size_bytes if self.optimize == "size" else measured.memory_bytes)
-        return measured.speedup["eager"].value if "eager" in measured.speedup else 1.0
+        if trial.evaluation is not None and self._counts_bytes:
+            return 1 / (trial.evaluation.size_bytes if self.optimize == "size" else trial.evaluation.memory_bytes)
+        against = "plain" if self.optimize == TRAINING else "eager"
+        return measured.speedup[against].value if against in measured.speedup else 1.0
 
     def _spent(self, history: Sequence[Trial]) -> str | None:
         if _num_trials(history) >= self.max_trials:
@@ -210,20 +212,22 @@ class BottleneckPlanner(Planner):
         too_slow = self.max_latency_ms is not None and measured.latency_ms["p50"].high > self.max_latency_ms
         return too_slow or (self.min_throughput is not None and measured.throughput.low < self.min_throughput)
 
-    def _declared(self, strategy: Strategy, profile: Profile) -> float:
+    def _declared(self, strategy: Strategy, profile: Diagnosis) -> float:
         """The gain of what is optimised that the strategy declares."""
         return strategy.addresses.get("capacity", 1.0) if self._counts_bytes else declared_gain(strategy, profile)
 
-    def _expected_gain(self, strategy: Strategy, profile: Profile, history: Sequence[Trial]) -> float:
+    def _expected_gain(self, strategy: Strategy, profile: Diagnosis, history: Sequence[Trial]) -> float:
         factor = correction(strategy.name, (*self._taught, *lessons(history)))
         return math.exp(factor * math.log(self._declared(strategy, profile)))
 
-    def _relieves(self, strategy: Strategy, profile: Profile, best: Trial) -> bool:
+    def _relieves(self, strategy: Strategy, profile: Diagnosis, best: Trial) -> bool:
         if self._counts_bytes and strategy.addresses.get("capacity", 1.0) > 1:
             return True
         return self._time_counts(best) and _relieves(strategy, profile)
 
-    def _rank(self, strategy: Strategy, profile: Profile, history: Sequence[Trial], best: Trial) -> tuple[bool, float]:
+    def _rank(
+        self, strategy: Strategy, profile: Diagnosis, history: Sequence[Trial], best: Trial
+    ) -> tuple[bool, float]:
         """Sorts ascending: what brings the files under a broken limit, then the most gain per second."""
         relief, benefit = _relief(strategy, profile), math.log(self._expected_gain(strategy, profile, history))
         if not self._counts_bytes:
@@ -233,7 +237,7 @@ class BottleneckPlanner(Planner):
         return profile.bottleneck == "capacity" and relief <= 1, -benefit / _cost(strategy, history)
 
     def _step(
-        self, strategy: Strategy, edit: Edit, parent: Trial, profile: Profile, history: Sequence[Trial]
+        self, strategy: Strategy, edit: Edit, parent: Trial, profile: Diagnosis, history: Sequence[Trial]
     ) -> Choice:
         expected, declared = self._expected_gain(strategy, profile, history), self._declared(strategy, profile)
         shares = ", ".join(f"{name} {profile.shares[name]:.0%}" for name in _addressed(strategy, profile))
@@ -250,7 +254,7 @@ class BottleneckPlanner(Planner):
             parent=parent.number,
         )
 
-    def _obstacle(self, strategy: Strategy, profile: Profile, best: Trial, inadmissible: Inadmissible) -> str:
+    def _obstacle(self, strategy: Strategy, profile: Diagnosis, best: Trial, inadmissible: Inadmissible) -> str:
         """Why a strategy is not chosen."""
         if not self._relieves(strategy, profile, best):
             if not self._time_counts(best):
@@ -292,20 +296,20 @@ def _search_problems(strategy: Strategy) -> Iterator[str]:
         yield "search.key must name the knob that is searched, such as pruning.sparsity"
 
 
-def declared_gain(strategy: Strategy, profile: Profile) -> float:
+def declared_gain(strategy: Strategy, profile: Diagnosis) -> float:
     """Amdahl's law: how much faster a request becomes when the time of each class shrinks by its factor."""
     classes = [name for name in profile.shares if name != "capacity"]
     return 1 / sum(profile.shares[name] / strategy.addresses.get(name, 1.0) for name in classes)
 
 
-def _relief(strategy: Strategy, profile: Profile) -> float:
+def _relief(strategy: Strategy, profile: Diagnosis) -> float:
     """By how much fewer bytes help: the strategy's factor, at most what a broken size limit asks for."""
     excess = profile.shares.get("capacity", 0.0) if profile.bottleneck == "capacity" else 0.0
     needed = 1 / (1 - excess) if excess < 1 else math.inf
     return max(1.0, min(strategy.addresses.get("capacity", 1.0), needed))
 
 
-def _addressed(strategy: Strategy, profile: Profile) -> list[str]:
+def _addressed(strategy: Strategy, profile: Diagnosis) -> list[str]:
     """The noticeable bottlenecks that a strategy relieves, the largest first."""
     found = [
         name
@@ -315,7 +319,7 @@ def _addressed(strategy: Strategy, profile: Profile) -> list[str]:
     return [*(["capacity"] if _relief(strategy, profile) > 1 else []), *found]
 
 
-def _relieves(strategy: Strategy, profile: Profile) -> bool:
+def _relieves(strategy: Strategy, profile: Diagnosis) -> bool:
     gains = declared_gain(strategy, profile) > 1 or _relief(strategy, profile) > 1
     return gains and bool(_addressed(strategy, profile))
 

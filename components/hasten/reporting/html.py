@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from hasten.core.trial import Profile, Result, Trial
 from hasten.reporting import plots, quality, units
+from hasten.reporting.facts import machine_facts
 from hasten.reporting.measures import measure
 from hasten.reporting.summary import addressed, claim, tried
 
@@ -102,7 +102,7 @@ def report(result: Result) -> str:
         size=_size(result),
         requests=_requests(result),
         profiles=profiles,
-        machine=_machine(result.machine),
+        machine=machine_facts(result.machine),
         limits=(*result.warnings, *_rereads(result), *LIMITS),
         front=plots.front(result),
         iterations=plots.best_over_iterations(result),
@@ -230,21 +230,3 @@ def _rereads(result: Result) -> tuple[str, ...]:
     if reads <= 1:
         return ()
     return (f"{reads} different artefacts have been certified on these test rows: they are no longer untouched.",)
-
-
-def _machine(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is known of the machine, flat, with units; what is unknown is left out."""
-    shown = []
-    for name, value in facts.items():
-        if value is None or value == "" or value == []:
-            continue
-        title = name.removesuffix("_bytes").replace("_", " ")
-        if name.endswith("_bytes"):
-            shown.append((title, units.size(value)))
-        elif isinstance(value, Mapping):
-            shown += [(f"{title}: {key}", text) for key, text in _machine(value)]
-        elif isinstance(value, list | tuple):
-            shown.append((title, ", ".join(str(item) for item in value)))
-        else:
-            shown.append((title, str(value)))
-    return shown

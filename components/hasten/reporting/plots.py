@@ -10,7 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hasten.core.trial import Evaluation, Interval, OperatorGroup, Profile, Quality, Result, Trial
+from hasten.core.trial import (
+    PHASES,
+    Evaluation,
+    Interval,
+    LossCurves,
+    OperatorGroup,
+    Profile,
+    Quality,
+    Result,
+    StepProfile,
+    TrainingResult,
+    Trial,
+)
 from hasten.reporting import quality, units
 from hasten.reporting.measures import Measure, measure
 
@@ -23,6 +35,7 @@ VERDICT_COLOURS = {"accepted": "#1a7f37", "rejected": "#bf6a02", "failed": "#c62
 SHARE_COLOURS = {"compute": "#2563a8", "memory": "#7b4fa3", "overhead": "#9aa3ad"}
 BARS = {"predicted": "predicted", "measured": "as it was run"}
 REQUEST_COLOURS = ("#2563a8", "#bf6a02", "#1a7f37", "#7b4fa3", "#c62828", "#5c6670")
+PHASE_COLOURS = dict(zip(PHASES, ("#c62828", "#bf6a02", "#2563a8", "#0b5d6b", "#7b4fa3", "#9aa3ad"), strict=True))
 LEVEL_COLOURS = ("#0b5d6b", "#1791a6", "#62bccb", "#a7d8e0")
 """Slopes of the levels of the memory, from the nearest on."""
 INK, FAINT = "#24292f", "#8c959f"
@@ -325,6 +338,80 @@ def best_over_iterations(result: Result) -> str:
         _verdict_key(figure, result.trials)
 
     return _svg("iterations", draw, 3.0)
+
+
+def training_paces(result: TrainingResult) -> str:
+    """Rows per second that each trial's training took, and the best so far, over the iterations."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        best, reached = math.nan, []
+        for trial in result.trials:
+            found = trial.training
+            if found is None:
+                place = axes.get_xaxis_transform()
+                axes.plot(trial.number, 0.03, "x", color=VERDICT_COLOURS[trial.verdict], transform=place, ms=6)
+            else:
+                rate = found.samples_per_second
+                best = rate.value if trial.verdict == "accepted" else best
+                colour = VERDICT_COLOURS[trial.verdict]
+                axes.errorbar(trial.number, rate.value, yerr=_errors(rate), fmt="o", color=colour, ms=5.5, capsize=2)
+            reached.append(best)
+        numbers = [trial.number for trial in result.trials]
+        axes.step(numbers, reached, where="post", color=INK, linewidth=1.4, label="best so far")
+        axes.set_xticks(numbers)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("training rows per second")
+        axes.legend(frameon=False, loc="lower right", fontsize=8)
+        _verdict_key(figure, result.trials)
+
+    return _svg("paces", draw, 3.0)
+
+
+def step_phases(rows: Sequence[tuple[str, StepProfile]]) -> str:
+    """Where a training step's time goes, one bar for each profile, in milliseconds."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for row, (_, profile) in enumerate(rows):
+            left = 0.0
+            for name in PHASES:
+                width = profile.phases_ms.get(name, 0.0)
+                axes.barh(row, width, left=left, color=PHASE_COLOURS[name], height=0.55)
+                left += width
+            axes.annotate(units.latency(profile.step_ms), (left, row), (4, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(0, 1.15 * max(profile.step_ms for _, profile in rows))
+        axes.set_xlabel("ms per training step")
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        _colour_key(figure, PHASE_COLOURS)
+
+    return _svg("phases", draw, 1.1 + 0.5 * len(rows))
+
+
+def losses(curves: LossCurves) -> str:
+    """Mean losses of the best training beside those of the baseline, and what its seeds allow."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.fill_between(curves.rows, curves.baseline, curves.limit, color="#e6e9ec", label="allowed by the seeds")
+        axes.plot(curves.rows, curves.baseline, "o-", color=FAINT, ms=4, label=f"baseline, {curves.num_seeds[0]} seeds")
+        axes.plot(
+            curves.rows,
+            curves.candidate,
+            "o-",
+            color=VERDICT_COLOURS["accepted"],
+            ms=4,
+            label=f"best, {curves.num_seeds[1]} seed{'s' if curves.num_seeds[1] > 1 else ''}",
+        )
+        axes.set_xlabel("training rows seen")
+        axes.set_ylabel("mean loss since the point before")
+        axes.legend(frameon=False, loc="upper right", fontsize=8)
+
+    return _svg("losses", draw, 2.6)
 
 
 def best_so_far(trials: Sequence[Trial], optimised: Measure) -> list[float]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from hasten.core.trial import Quality, Result, Trial
 from hasten.reporting import quality, units
+from hasten.reporting.facts import finite
 
 BETTER = {
     "throughput": "surely serve more rows per second",
@@ -50,7 +50,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "seconds": result.seconds,
         "spent": result.spent,
     }
-    plain: dict[str, Any] = _finite(summary)
+    plain: dict[str, Any] = finite(summary)
     return plain
 
 
@@ -73,7 +73,7 @@ def tried(trial: Trial) -> str:
 def addressed(trial: Trial, trials: Mapping[int, Trial]) -> str:
     """The bottleneck of the recipe that the iteration edited; the baseline shows its own."""
     edited = trials.get(trial.parent, trial) if trial.parent is not None else trial
-    return edited.profile.bottleneck if edited.profile is not None else trial.bottleneck
+    return edited.diagnosis.bottleneck if edited.diagnosis is not None else trial.bottleneck
 
 
 def shares_told(result: Result) -> str:
@@ -136,11 +136,3 @@ def _certified(name: str, judged: Quality) -> str:
     assert drop is not None  # what was compared with nothing is not held
     change = f"not to {verb}" if drop.bound <= 0 else f"to {verb} by at most {drop.told(drop.bound)}"
     return f"{drop.subject(name)} is certified {change}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, NamedTuple
 
@@ -20,8 +20,17 @@ from rich.table import Table
 from rich.text import Text
 
 from hasten.core.store import Listing
-from hasten.core.trial import Interval, Profile, RequestLatency, Result, Trial
-from hasten.reporting import quality, units
+from hasten.core.trial import (
+    Interval,
+    OperatorGroup,
+    Profile,
+    RequestLatency,
+    Result,
+    StepProfile,
+    TrainingResult,
+    Trial,
+)
+from hasten.reporting import quality, training, units
 from hasten.reporting.summary import addressed, claim, shares_told, tried
 
 STATE_STYLES = {"ok": "green", "missing": "yellow", "fails": "red"}
@@ -30,6 +39,8 @@ REDRAW_SECONDS = 0.2
 KEY_CHARACTERS = 12
 FIGURE_WIDTHS = (20, 5, 5, 7, 7, 7)
 """Columns right of what was tried: latency, both speed-ups, quality, bound of its drop, size."""
+TRAINING_WIDTHS = (8, 8, 8, 8, 10)
+"""The same of a training: rows per second, both speed-ups, memory, time before its first step is done."""
 UNKNOWN = "unknown"
 """Quality that nothing has checked, in a narrow column."""
 
@@ -177,20 +188,28 @@ class Screen:
 
     def profile(self, profile: Profile, title: str) -> None:
         """Where a request's time goes, each kind of operators against the roofline, and the bottleneck that follows."""
-        table = _table("operators", ">calls", ">share", ">time", "bound by", ">achieved of possible", ">headroom")
-        for row in sorted(profile.operators, key=lambda group: -group.milliseconds):
-            figures = (str(row.calls), f"{row.share:.0%}", units.latency(row.milliseconds), row.bound)
-            table.add_row(escape(row.kind), *figures, *units.reached(row))
-        head = Text.assemble((title, "bold"), f": {units.latency(profile.latency_ms)} per request")
+        self._console.print(Text.assemble((title, "bold"), f": {units.latency(profile.latency_ms)} per request"))
+        self._operators(profile.operators)
         told = {kind: share for kind, share in profile.shares.items() if kind != "capacity" or share > 0}
-        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in told.items())
-        self._console.print(head, table)
-        self._console.print(Text.assemble("bottleneck: ", (profile.bottleneck, "bold"), f" ({shares})"))
-        for sentence in profile.evidence:
-            self._console.print(Padding(Text(sentence), (0, 0, 0, 2)))
+        self._bottleneck(profile.bottleneck, told, profile.evidence)
 
-    def summary(self, result: Result) -> None:
+    def step_profile(self, profile: StepProfile, title: str) -> None:
+        """Where a training step's time goes, and the bottleneck that follows."""
+        self._console.print(Text.assemble((title, "bold"), f": {units.latency(profile.step_ms)} per training step"))
+        table = _table("part of a step", ">share", ">time")
+        for name, milliseconds in profile.phases_ms.items():
+            table.add_row(name, f"{milliseconds / profile.step_ms:.0%}", units.latency(milliseconds))
+        self._console.print(table)
+        if profile.operators:
+            self._operators(profile.operators)
+        told = {kind: share for kind, share in profile.shares.items() if share >= 0.005}
+        self._bottleneck(profile.bottleneck, told, profile.evidence)
+
+    def summary(self, result: Result | TrainingResult) -> None:
         """What a run ends with. Commands stand below the panel, each whole on one line, to be copied."""
+        if isinstance(result, TrainingResult):
+            self._training_summary(result)
+            return
         style = "green" if result.certificate.held and result.best.number != result.baseline.number else "yellow"
         self._console.print(Panel(Group(*_summary_lines(result)), title=escape(result.experiment), border_style=style))
         for warning in result.warnings:
@@ -199,6 +218,31 @@ class Screen:
         self._line(f"rebuild    {result.best.rebuild}")
         if result.tracking_command is not None:
             self._line(f"look       {result.tracking_command}")
+
+    def _training_summary(self, result: TrainingResult) -> None:
+        style = "green" if result.best.number != result.baseline.number else "yellow"
+        told = Group(Text(training.claim(result), "bold"), Text(), _facts(training.facts(result)))
+        self._console.print(Panel(told, title=escape(result.experiment), border_style=style))
+        for warning in result.warnings:
+            self._console.print(Text(f"warning: {warning}", "yellow"))
+        self._line(f"run        {result.command}")
+        self._line(f"rebuild    {result.best.rebuild}")
+        if result.tracking_command is not None:
+            self._line(f"look       {result.tracking_command}")
+
+    def _operators(self, operators: Sequence[OperatorGroup]) -> None:
+        """Each kind of operators against the roofline."""
+        table = _table("operators", ">calls", ">share", ">time", "bound by", ">achieved of possible", ">headroom")
+        for row in sorted(operators, key=lambda group: -group.milliseconds):
+            figures = (str(row.calls), f"{row.share:.0%}", units.latency(row.milliseconds), row.bound)
+            table.add_row(escape(row.kind), *figures, *units.reached(row))
+        self._console.print(table)
+
+    def _bottleneck(self, name: str, shares: Mapping[str, float], evidence: Iterable[str]) -> None:
+        told = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
+        self._console.print(Text.assemble("bottleneck: ", (name, "bold"), f" ({told})"))
+        for sentence in evidence:
+            self._console.print(Padding(Text(sentence), (0, 0, 0, 2)))
 
     def _line(self, text: str) -> None:
         """One line however long it is, as it stands."""
@@ -246,6 +290,8 @@ def _trial_table(trials: Sequence[Trial], width: int, first: int = 0) -> Rendera
         width: columns of the terminal.
         first: position of the first trial that is shown.
     """
+    if trials[0].training is not None:
+        return _training_table(trials, width, first)
     by_number = {trial.number: trial for trial in trials}
     evaluated = [trial.evaluation for trial in trials if trial.evaluation is not None]
     metric = evaluated[0].metric if evaluated else "quality"
@@ -271,18 +317,39 @@ def _trial_table(trials: Sequence[Trial], width: int, first: int = 0) -> Rendera
     return Group(*lines)
 
 
-def _figures(width: int, cells: Iterable[Text]) -> Table:
+def _training_table(trials: Sequence[Trial], width: int, first: int) -> RenderableType:
+    """As `_trial_table`, of trials whose training was measured."""
+    by_number = {trial.number: trial for trial in trials}
+    head = ("#", "tried", "rows/s", "vs plain", "vs best", "memory", "start")
+    lines: list[RenderableType] = [_figures(width, [Text(cell, "bold") for cell in head], TRAINING_WIDTHS)]
+    for trial in trials[first:]:
+        row = training.table_row(trial, by_number)
+        style = "bold" if trial.verdict == "accepted" else ""
+        what = "\n".join(_folded(override, _tried_width(width, TRAINING_WIDTHS)) for override in row.tried.split())
+        found = trial.training
+        rows = "–" if found is None else units.count(found.samples_per_second.value)
+        ratios = [_ratio(trial.speedup.get(name)) for name in ("plain", "previous")]
+        cells = [Text(row.number), Text(what, style), *map(Text, (rows, *ratios, row.memory, row.start))]
+        lines.append(_figures(width, cells, TRAINING_WIDTHS))
+        bottleneck = f" ({row.bottleneck})" if trial.number else ""
+        told = Text.assemble((trial.verdict, VERDICT_STYLES[trial.verdict]), f"{bottleneck}: {trial.reason}")
+        lines.append(Padding(told, (0, 0, 0, 3)))
+        lines += [Padding(Text(f"note: {note}", "dim"), (0, 0, 0, 3)) for note in row.notes]
+    return Group(*lines)
+
+
+def _figures(width: int, cells: Iterable[Text], figure_widths: Sequence[int] = FIGURE_WIDTHS) -> Table:
     line = Table.grid(padding=(0, 1, 0, 0), expand=False)
     line.add_column(width=2, justify="right")
-    line.add_column(width=_tried_width(width), overflow="fold")
-    for figure_width in FIGURE_WIDTHS:
+    line.add_column(width=_tried_width(width, figure_widths), overflow="fold")
+    for figure_width in figure_widths:
         line.add_column(width=figure_width, justify="right", vertical="top")
     line.add_row(*cells)
     return line
 
 
-def _tried_width(width: int) -> int:
-    figures = sum(FIGURE_WIDTHS) + len(FIGURE_WIDTHS)
+def _tried_width(width: int, figure_widths: Sequence[int] = FIGURE_WIDTHS) -> int:
+    figures = sum(figure_widths) + len(figure_widths)
     return max(12, min(44, width - figures - 4))
 
 
@@ -332,6 +399,9 @@ def _trial_line(trial: Trial, trials: dict[int, Trial]) -> str:
             parts.append(f"{evaluation.metric} {known.told()}{bound}")
         parts += [f"{other.name} {other.after} (drop <= {other.bound})" for other in quality.others(evaluation)]
         parts.append(units.size(evaluation.size_bytes))
+    if trial.training is not None:
+        parts.append(f"{training.rate(trial.training)} rows/s")
+        parts += [f"{_ratio(ratio)} vs {name}" for name, ratio in trial.training.speedup.items()]
     return f"{', '.join(parts)}; {trial.reason}"
 
 
@@ -373,9 +443,13 @@ def _summary_lines(result: Result) -> list[RenderableType]:
     facts.append(("stopped", result.stopped))
     if result.binding is not None:
         facts.append(("binding", result.binding))
+    return [*lines, _facts(facts), Text(), Text(certificate.statement)]
+
+
+def _facts(facts: Iterable[tuple[str, str]]) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, text in facts:
         grid.add_row(Text(name), Text(text))
-    return [*lines, grid, Text(), Text(certificate.statement)]
+    return grid

@@ -17,7 +17,7 @@ from hasten.evidence.process import Worker
 from hasten.hardware.machine import machine_id
 from hasten.stages.engine import engine_libraries, engine_node, engine_sources, is_placed
 from hasten.stages.placing import place
-from hasten.stages.stage import Stage, Tools, graph_stage, module_stage, sources, write_notes
+from hasten.stages.stage import Stage, Tools, add_notes, graph_stage, module_stage, sources
 from hasten.stages.tuning import BUDGET, tuned
 
 COMPILED = "compiled.json"
@@ -62,7 +62,7 @@ class Compile(Stage):
             else:
                 worker.compile(node, graph, folder)
             share = worker.integer_share(folder) if graph.quantized else None
-            write_notes(folder, (*told, *worker.notes(folder)))
+            add_notes(folder, (*told, *worker.notes(folder)))
         write_json(folder / COMPILED, {"integer_share": share, "size_bytes": deployable_bytes(folder)})
 
     def _graph(self, inputs: Mapping[str, Path]) -> Graph:

@@ -61,20 +61,21 @@ class Data(Stage):
     def make(self, recipe: Recipe, inputs: Mapping[str, Path], folder: Path, tools: Tools) -> None:
         node = recipe.section("data")
         rows = source(recipe)
-        table = rows.load()
-        for note in table.notes:
+        stream = rows.stream()
+        for note in stream.notes:
             log.warning("%s", note)
         prepare.write(
             folder,
-            table,
+            stream,
             task=task(recipe),
             transforms=transforms(recipe),
             shares=node["split"],
             normalize=node["normalize"],
             seed=recipe.config["seed"],
             source=fingerprint(rows),
+            progress=tools.progress,
         )
-        shapes = {name: _row_shape(values) for name, values in table.inputs.items()}
+        shapes = {name: _row_shape(values) for name, values in next(stream.pieces()).items()}
         write_text(folder / COLUMNS, json.dumps(shapes, indent=1) + "\n")
 
 

@@ -39,7 +39,7 @@ from hasten.hardware.machine import machine_id
 from hasten.stages.build import Built, build, plan
 from hasten.stages.data import metrics, source, task
 from hasten.stages.engine import engine_libraries, engine_sources
-from hasten.stages.roofline import roofline
+from hasten.stages.roofline import device_of, roofline
 from hasten.stages.stage import Tools, read_notes, sources
 from hasten.training.estimate import training_seconds
 
@@ -220,7 +220,7 @@ class Evaluator:
                 },
                 "weight_bytes": cost.weight_bytes,
             },
-            roofline=roofline(self.store, self.target),
+            roofline=roofline(self.store, self.target.threads, device_of(self.target)),
             call_us=overhead["call_us"],
             operator_us=overhead["operator_us"],
             weight_bytes=round(cost.weight_bytes * width(share, precision)),

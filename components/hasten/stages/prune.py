@@ -14,7 +14,7 @@ from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
 from hasten.stages.rehearsal import rehearsed
-from hasten.stages.stage import Stage, Tools, declared, module_stage, write_notes
+from hasten.stages.stage import Stage, Tools, add_notes, declared, module_stage
 from hasten.stages.training import (
     LIBRARIES,
     StageBench,
@@ -57,4 +57,4 @@ class Prune(Stage):
             cut = method(rebuild(before), bench)
         arch = read_json(before / "module.json")["arch"]
         save(folder, arch, cut.model, [*surgery(before), *cut.steps])
-        write_notes(folder, [*cut.notes, rehearsed(recipe)] if method.measures else cut.notes)
+        add_notes(folder, [*cut.notes, rehearsed(recipe)] if method.measures else cut.notes)

@@ -17,7 +17,7 @@ from hasten.core.source import libraries
 from hasten.core.store import Ingredients
 from hasten.data.prepare import read
 from hasten.stages.engine import engine_family
-from hasten.stages.stage import Stage, Tools, declared, module_stage, sources, write_notes
+from hasten.stages.stage import Stage, Tools, add_notes, declared, module_stage, sources
 from hasten.stages.training import (
     LIBRARIES,
     StageBench,
@@ -83,4 +83,4 @@ class Quantize(Stage):
             )
             with reproducible(recipe.config["seed"], recipe.config["trainer"]["threads"]):
                 notes = method(graph, calibration, family, folder, bench)
-        write_notes(folder, notes)
+        add_notes(folder, notes)

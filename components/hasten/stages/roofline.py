@@ -1,4 +1,4 @@
-"""The roofline of the target, measured once for each machine and number of threads and kept in the store."""
+"""The roofline of a device of this machine, measured once for each number of threads and kept in the store."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ STAGE = "roofline"
 FILE = "roofline.json"
 
 
-def roofline(store: Store, target: Target) -> dict[str, Any]:
-    """JSON form of what was measured with the target's threads, or of its GPU.
+def roofline(store: Store, threads: int, device: Device) -> dict[str, Any]:
+    """JSON form of what was measured with so many threads, or of the GPU.
 
     Raises:
         MeasurementError: it can't be measured.
     """
 
     def make(folder: Path) -> None:
-        write_json(folder / FILE, _measured(target).to_dict())
+        write_json(folder / FILE, _measured(threads, device).to_dict())
 
-    found: dict[str, Any] = read_json(store.build(_ingredients(target), make).folder / FILE)
+    found: dict[str, Any] = read_json(store.build(_ingredients(threads, device), make).folder / FILE)
     return found
 
 
@@ -39,25 +39,26 @@ def glance(store: Store, target: Target) -> Roofline:
     Raises:
         MeasurementError: it can't be measured.
     """
-    entry = store.find(STAGE, _ingredients(target).key)
-    return _measured(target) if entry is None else Roofline.from_dict(read_json(entry.folder / FILE))
+    threads, device = target.threads, device_of(target)
+    entry = store.find(STAGE, _ingredients(threads, device).key)
+    return _measured(threads, device) if entry is None else Roofline.from_dict(read_json(entry.folder / FILE))
 
 
-def _measured(target: Target) -> Roofline:
-    with measuring_alone():
-        return probe(target.threads, _device(target))
-
-
-def _device(target: Target) -> Device:
+def device_of(target: Target) -> Device:
     """What of this machine is the target, or stands in for it."""
     return "cuda" if target.device == "gpu" else "cpu"
 
 
-def _ingredients(target: Target) -> Ingredients:
-    names = [gpu.name for gpu in gpus()] if _device(target) == "cuda" else []
+def _measured(threads: int, device: Device) -> Roofline:
+    with measuring_alone():
+        return probe(threads, device)
+
+
+def _ingredients(threads: int, device: Device) -> Ingredients:
+    names = [gpu.name for gpu in gpus()] if device == "cuda" else []
     return Ingredients(
         stage=STAGE,
-        config={"threads": target.threads, "gpus": names},
+        config={"threads": threads, "gpus": names},
         sources=sources("hasten.hardware.probe"),
         libraries=libraries("torch", "numpy"),
         machine={"id": machine_id()},

@@ -94,14 +94,14 @@ def folder_digest(node: Mapping[str, Any], without: tuple[str, ...] = ()) -> str
     return digest({file.name: file_digest(file) for file in files})
 
 
-def write_notes(folder: Path, notes: Sequence[str]) -> None:
+def add_notes(folder: Path, notes: Sequence[str]) -> None:
     """Keeps beside the artefact what the report should say of it, after what it is to say already."""
     if notes:
         write_json(folder / NOTES, list(dict.fromkeys((*read_notes(folder), *notes))))
 
 
 def read_notes(folder: Path) -> tuple[str, ...]:
-    """What `write_notes` kept."""
+    """What `add_notes` kept."""
     file = folder / NOTES
     return tuple(read_json(file)) if file.is_file() else ()
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hasten.artefacts.module import build, load_weights, save
 from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
 from hasten.core.store import Ingredients
-from hasten.data.prepare import read
+from hasten.data.prepare import Prepared, read
 from hasten.stages.stage import Stage, Tools
 from hasten.stages.training import (
     LIBRARIES,
@@ -21,6 +21,9 @@ from hasten.stages.training import (
     training_sources,
     weights_digest,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,7 @@ class Teacher(Stage):
         recipe = self._own(recipe)
         node = recipe.section("model")
         prepared = read(inputs["data"])
-        seed = recipe.config["seed"]
-        model, arch = build(node["arch"], prepared.inputs, prepared.output_shape, seed=seed, facts=prepared.facts)
-        if node["checkpoint"]:
-            load_weights(model, Path(node["checkpoint"]), mapping=node["checkpoint_keys"])
+        model, arch = untrained(recipe, prepared)
         bench = StageBench(recipe=recipe, section="model", what=self.name, inputs=inputs, folder=folder, tools=tools)
         if node["training"]["epochs"] > 0:
             model = bench.trained(model, distil=False).model
@@ -75,6 +75,15 @@ class Teacher(Stage):
             node = {**node, "checkpoint": self.checkpoint, "training": {**node["training"], "epochs": 0}}
         seed = (recipe.config["seed"] + self.seed_offset) % 2**32
         return replace(recipe, config={**recipe.config, "model": node, "seed": seed})
+
+
+def untrained(recipe: Recipe, prepared: Prepared) -> tuple[nn.Module, dict[str, Any]]:
+    """The user's model before hasten trains it, with the weights that it brings along, and its `arch` filled in."""
+    node, seed = recipe.section("model"), recipe.config["seed"]
+    model, arch = build(node["arch"], prepared.inputs, prepared.output_shape, seed=seed, facts=prepared.facts)
+    if node["checkpoint"]:
+        load_weights(model, Path(node["checkpoint"]), mapping=node["checkpoint_keys"])
+    return model, arch
 
 
 def teachers(recipe: Recipe) -> tuple[Teacher, ...]:

@@ -17,23 +17,26 @@ from hasten.core.recipe import Recipe
 from hasten.core.sections import Loader, Step, TrainingSettings
 from hasten.data.prepare import Prepared, read
 from hasten.stages.answers import teacher_outputs
-from hasten.stages.data import task
+from hasten.stages.data import source, task
 from hasten.stages.rehearsal import Rehearsal, rehearsal_ingredients
 from hasten.stages.stage import (
     Tools,
+    add_notes,
     answers_stage,
     declared,
     folder_digest,
     module_stage,
     sources,
     teaching_stages,
-    write_notes,
 )
 from hasten.training.cache import resolved
 from hasten.training.fit import Fitted, fit
 
 if TYPE_CHECKING:
+    import pytorch_lightning as pl
     import torch
+
+    from hasten.training.step_clock import StepClock
 
 CURVES = "curves.json"
 LIBRARIES = ("torch", "pytorch-lightning")
@@ -83,10 +86,11 @@ def order_config(loader: Loader) -> dict[str, Any]:
     return {"order": loader.order, **{name: getattr(loader, name) for name in names}}
 
 
-def training_rows(prepared: Prepared, loader: Loader) -> tuple[Rows, Loader]:
-    """The rows to train on as the loader reads them, and the loader with its order settled."""
-    rows = prepared.rows("train")
-    return rows, resolved(loader, rows)
+def training_rows(recipe: Recipe, prepared: Prepared) -> tuple[Rows, Loader]:
+    """The rows to train on as the recipe's loader reads them, and the loader with its order settled."""
+    kept = prepared.kept("train")
+    settled = resolved(loader(recipe), kept)
+    return prepared.raw("train", source(recipe)) if settled.cache == "none" else kept, settled
 
 
 def training_sources(recipe: Recipe, *targets: str) -> dict[str, str]:
@@ -160,8 +164,21 @@ class StageBench:
     def fit(self, model: torch.nn.Module) -> torch.nn.Module:
         return self.trained(model, distil=True).model
 
-    def trained(self, model: torch.nn.Module, *, distil: bool) -> Fitted:
-        """Trains a copy as the stage's `training` section says and adds its curves to those beside the artefact."""
+    def trained(
+        self,
+        model: torch.nn.Module,
+        *,
+        distil: bool,
+        steps: int | None = None,
+        clock: StepClock | None = None,
+        callbacks: Sequence[pl.Callback] = (),
+    ) -> Fitted:
+        """Trains a copy as the stage's `training` section says and adds its curves to those beside the artefact.
+
+        Args:
+            steps: in place of the section's epochs.
+            clock, callbacks: as of `training.fit.fit`.
+        """
         node = self.recipe.section("distillation")
         loss, outputs, answers = None, None, None
         teachers: list[torch.nn.Module] = []
@@ -175,7 +192,7 @@ class StageBench:
                 outputs = teacher_outputs(self.inputs[answers])
             else:
                 teachers = [rebuild(self.inputs[name]) for name in teaching_stages(self.inputs)]
-        rows, settled = training_rows(read(self.inputs["data"]), loader(self.recipe))
+        rows, settled = training_rows(self.recipe, read(self.inputs["data"]))
         fitted = fit(
             model,
             rows,
@@ -196,12 +213,18 @@ class StageBench:
             key=f"{self.section}.training",
             loss=loss,
             teacher_outputs=outputs,
+            steps=steps,
+            clock=clock,
+            callbacks=callbacks,
             loader=settled,
             # Folders of the store are called by their keys.
             contents=" ".join(self.inputs[name].name for name in ("data", answers) if name),
         )
         self._add_curves(fitted.curves)
-        write_notes(self.folder, fitted.notes)
+        # Where rows are mapped from files it matters what storage delivered; elsewhere it is read once.
+        readings = fitted.readings if settled.cache == "disk" or settled.order == "blocks" else ()
+        told = (f"{self.what}, epoch {epoch}: {each.told}." for epoch, each in enumerate(readings, 1) if each.told)
+        add_notes(self.folder, [*fitted.notes, *told])
         return fitted
 
     def _add_curves(self, curves: Mapping[str, Sequence[float]]) -> None:

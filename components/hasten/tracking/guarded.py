@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hasten.core.interfaces import Tracker
-from hasten.core.trial import Result, Trial
+from hasten.core.trial import Result, TrainingResult, Trial
 from hasten.tracking.credentials import without_credentials
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Guarded(Tracker):
         if self._started:
             self._attempt(f"lost trial {trial.number}", lambda: self._tracker.record(trial, curves, files))
 
-    def finish(self, result: Result | None, folder: Path, status: str) -> None:
+    def finish(self, result: Result | TrainingResult | None, folder: Path, status: str) -> None:
         if self._started:
             self._attempt("could not finish", lambda: self._tracker.finish(result, folder, status))
 

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 
 from hasten.core.files import read_json
 from hasten.core.interfaces import Tracker
-from hasten.core.trial import Result, Trial
+from hasten.core.trial import Result, TrainingResult, Trial
 from hasten.tracking import record
 from hasten.tracking.credentials import without_credentials
 
@@ -93,12 +93,12 @@ class MlflowTracker(Tracker):
             self._best = trial
         self._log(self._parent, metrics=record.curve_points(trial, self._best), step=trial.number)
 
-    def finish(self, result: Result | None, folder: Path, status: str) -> None:
+    def finish(self, result: Result | TrainingResult | None, folder: Path, status: str) -> None:
         if result is not None:
             step = max(trial.number for trial in result.trials)
             self._log(self._parent, metrics=record.result_metrics(result), step=step)
             self._tag(self._parent, "reason", result.stopped)
-            self._tag(self._parent, "verdict", "certified" if result.certificate.held else "not certified")
+            self._tag(self._parent, "verdict", record.result_verdict(result))
             self._tag(self._parent, "hasten.rebuild", without_credentials(result.best.rebuild))
             self._tag(self._parent, "mlflow.note.content", record.result_note(result))
             self._client.update_run(self._parent, name=record.result_name(self._name, result))

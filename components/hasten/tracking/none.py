@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.core.interfaces import Tracker
-from hasten.core.trial import Result, Trial
+from hasten.core.trial import Result, TrainingResult, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class NoTracker(Tracker):
         self, trial: Trial, curves: Mapping[str, Mapping[str, Sequence[float]]], files: Mapping[str, Path]
     ) -> None: ...
 
-    def finish(self, result: Result | None, folder: Path, status: str) -> None: ...
+    def finish(self, result: Result | TrainingResult | None, folder: Path, status: str) -> None: ...
 
     def command(self) -> str | None:
         return None

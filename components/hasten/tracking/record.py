@@ -7,7 +7,18 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 
-from hasten.core.trial import Evaluation, Interval, Profile, Quality, Result, Trial
+from hasten.core.trial import (
+    PHASES,
+    Evaluation,
+    Interval,
+    Profile,
+    Quality,
+    Result,
+    StepProfile,
+    TrainingEvaluation,
+    TrainingResult,
+    Trial,
+)
 from hasten.tracking.credentials import without_credentials
 
 MAX_KEY = 250
@@ -36,20 +47,29 @@ def params(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def trial_name(trial: Trial) -> str:
-    """`03 structured pruning 0.5: accepted, 1.8x`; the factor is the speed-up against eager PyTorch."""
+    """`03 structured pruning 0.5: accepted, 1.8x`; the factor is the speed-up against eager PyTorch, or, of a training,
+    against its plain script."""
     words = trial.strategy.replace("_", " ").split() or ["baseline"]
     settings = [override.partition("=")[2] for override in trial.edit]
     tried = " ".join([*words, *(setting for setting in settings if setting not in words)])
-    speedup = trial.evaluation.speedup.get("eager") if trial.evaluation is not None else None
+    speedup = trial.speedup.get("eager", trial.speedup.get("plain"))
     factor = f", {speedup.value:.1f}x" if speedup is not None and trial.number > 0 else ""
     outcome = f": {trial.verdict}{factor}" if trial.number > 0 else ""
     return f"{trial.number:02d} {tried}{outcome}"
 
 
-def result_name(name: str, result: Result) -> str:
-    """`digits: 42.1x`, and what is not proved says so."""
+def result_name(name: str, result: Result | TrainingResult) -> str:
+    """`digits: 42.1x`, `digits: trains 2.1x`, and what is not proved says so."""
+    if isinstance(result, TrainingResult):
+        return f"{name}: trains {result.speedup['plain'].value:.1f}x"
     factor = f"{result.speedup['eager'].value:.1f}x" if result.speedup else "emulated"
     return f"{name}: {factor}{'' if result.certificate.held else ', not certified'}"
+
+
+def result_verdict(result: Result | TrainingResult) -> str:
+    if isinstance(result, TrainingResult):
+        return "faster" if result.best.number != result.baseline.number else "not faster"
+    return "certified" if result.certificate.held else "not certified"
 
 
 def trial_metrics(trial: Trial) -> dict[str, float]:
@@ -62,11 +82,17 @@ def trial_metrics(trial: Trial) -> dict[str, float]:
     }
     if trial.evaluation is not None:
         figures |= _evaluation_metrics(trial.evaluation)
+    if trial.training is not None:
+        figures |= _training_metrics(trial.training)
+    if trial.step_profile is not None:
+        figures |= {f"step_{phase}_ms": trial.step_profile.phases_ms.get(phase) for phase in PHASES}
     return _known(figures)
 
 
-def result_metrics(result: Result) -> dict[str, float]:
+def result_metrics(result: Result | TrainingResult) -> dict[str, float]:
     """The figures that a run ends with."""
+    if isinstance(result, TrainingResult):
+        return _training_result_metrics(result)
     certificate = result.certificate
     figures: dict[str, float | None] = {
         "size_ratio": result.size_ratio,
@@ -101,6 +127,10 @@ def curve_points(trial: Trial, best: Trial | None) -> dict[str, float]:
             figures["trial_latency_p50_ms"] = trial.evaluation.latency_ms["p50"].value
         if (quality := trial.evaluation.quality) is not None:
             figures["trial_quality"] = quality
+    if trial.training is not None:
+        figures["trial_samples_per_second"] = trial.training.samples_per_second.value
+    if best is not None and best.training is not None:
+        figures["best_samples_per_second"] = best.training.samples_per_second.value
     if best is not None and best.evaluation is not None:
         if not best.evaluation.emulated:
             figures["best_latency_p50_ms"] = best.evaluation.latency_ms["p50"].value
@@ -115,18 +145,24 @@ def curve_points(trial: Trial, best: Trial | None) -> dict[str, float]:
 def trial_note(trial: Trial) -> str:
     """The description of an iteration, in markdown: verdict, how to rebuild, how it was done, where the time goes."""
     lines = [f"**{trial.verdict}**: {trial.reason}", "", f"```\n{without_credentials(trial.rebuild)}\n```"]
-    if trial.evaluation is not None and trial.evaluation.notes:
-        lines += ["", *(f"- {note}" for note in trial.evaluation.notes)]
+    measured = trial.evaluation or trial.training
+    if measured is not None and measured.notes:
+        lines += ["", *(f"- {note}" for note in measured.notes)]
     if trial.profile is not None:
         lines += ["", *_profile_note(trial.profile)]
+    if trial.step_profile is not None:
+        lines += ["", *_step_note(trial.step_profile)]
     return "\n".join(lines)
 
 
-def result_note(result: Result) -> str:
+def result_note(result: Result | TrainingResult) -> str:
     """The description of a whole run, in markdown."""
     ratios = [f"- {ratio:.2f} times as fast as {reference}" for reference, ratio in result.speedup.items()]
     command = without_credentials(result.best.rebuild)
     steps = [f"- {gain:.2f} times by `{' '.join(step.edit)}` (trial {step.number})" for step, gain in result.shares]
+    if isinstance(result, TrainingResult):
+        ratios = [f"- {ratio:.2f} times the rows per second of {name}" for name, ratio in result.speedup.items()]
+        return "\n".join([*ratios, *steps, "", f"```\n{command}\n```"])
     notes = [f"- {note}" for note in (result.best.evaluation.notes if result.best.evaluation is not None else ())]
     warnings = [f"- {warning}" for warning in result.warnings]
     return "\n".join([result.certificate.statement, "", *ratios, *steps, *notes, *warnings, "", f"```\n{command}\n```"])
@@ -153,6 +189,35 @@ def _evaluation_metrics(evaluation: Evaluation) -> dict[str, float | None]:
     for reference, ratio in evaluation.speedup.items():
         figures |= _interval(f"speedup_{reference}", ratio)
     return figures
+
+
+def _training_metrics(training: TrainingEvaluation) -> dict[str, float | None]:
+    figures: dict[str, float | None] = {
+        "memory_bytes": training.memory_bytes,
+        "batch_size": training.batch_size,
+        "start_seconds": training.start_seconds,
+    }
+    figures |= _interval("samples_per_second", training.samples_per_second)
+    figures |= _interval("step_ms", training.step_ms)
+    for reference, ratio in training.speedup.items():
+        figures |= _interval(f"speedup_{reference}", ratio)
+    if training.loss is not None:
+        figures |= {"loss": training.loss.candidate[-1], "loss_limit": training.loss.limit[-1]}
+        figures |= {"loss_baseline": training.loss.baseline[-1]}
+    return figures
+
+
+def _training_result_metrics(result: TrainingResult) -> dict[str, float]:
+    figures: dict[str, float | None] = {
+        "num_trials": float(len(result.trials)),
+        "seconds": result.seconds,
+        "seconds_spent": result.spent,
+    }
+    if result.best.training is not None:
+        figures |= _training_metrics(result.best.training)
+    for reference, ratio in result.speedup.items():
+        figures |= _interval(f"speedup_{reference}", ratio)
+    return _known(figures)
 
 
 def _quality(name: str, quality: Quality, prefix: str = "") -> dict[str, float]:
@@ -185,4 +250,16 @@ def _profile_note(profile: Profile) -> list[str]:
             f"| {row.kind} ({row.calls}) | {row.share:.0%} | {row.milliseconds:.4g} | {row.bound} | {row.roof_ms:.4g} |"
             for row in rows
         ),
+    ]
+
+
+def _step_note(profile: StepProfile) -> list[str]:
+    return [
+        f"Bottleneck from here on: **{profile.bottleneck}**, at {profile.step_ms:.4g} ms per training step",
+        "",
+        *(f"- {sentence}" for sentence in profile.evidence),
+        "",
+        "| part of a step | share | ms |",
+        "|---|---|---|",
+        *(f"| {name} | {ms / profile.step_ms:.0%} | {ms:.4g} |" for name, ms in profile.phases_ms.items()),
     ]

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from hasten.training.module import Learner
     from hasten.training.step_clock import StepClock
 
+TRIED_ROWS = 4
+"""On which it is tried what a model keeps for its backward pass."""
 LOADER = Loader()
 """How rows reach a training that has nothing to say about it."""
 
@@ -83,9 +85,10 @@ def fit(
     teacher_outputs: NDArray[np.float32] | None = None,
     teachers: Sequence[nn.Module] = (),
     augment: Sequence[Augment] = (),
-    step: Step = Step(),  # noqa: B008  # frozen
     loader: Loader = LOADER,
     contents: str | None = None,
+    step: Step = Step(),  # noqa: B008  # frozen
+    steps: int | None = None,
     clock: StepClock | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> Fitted:
@@ -108,10 +111,11 @@ def fit(
         teacher_outputs: (B, *output_shape), an answer for each of the rows.
         teachers: in eval mode, in place of `teacher_outputs`: they are asked about every batch as it was changed.
         augment: changes the inputs of every batch at random.
-        step: how a step is calculated, and on how many rows.
         loader: how rows reach the training.
         contents: names what is in `rows` and `teacher_outputs`, so that they need not be read to know a checkpoint of
             the same training; None where nothing does.
+        step: how a step is calculated, and on how many rows.
+        steps: after which the training ends, with its whole schedule in them, in place of `settings.epochs`.
         clock: splits the time of each step into its phases; the result is the same with it.
         callbacks: that only watch.
 
@@ -143,32 +147,33 @@ def fit(
         train, judge = _divided(data, rows, settings, seed, key)
         whole = scaled(settings, step, len(train))
         steps_per_epoch, part_rows = len(train) // whole.batch_size, math.ceil(whole.batch_size / step.micro_batches)
+        total_steps = settings.epochs * steps_per_epoch if steps is None else steps
         loader = resolved(loader, rows)
         blocks = Blocks(rows=loader.block_rows, window=loader.window_blocks) if loader.order == "blocks" else None
-        names = tuple(few(rows).inputs)
         learner = Learner(
             student,
             task,
             whole,
             step,
             device=device_of(accelerator).type,
-            names=names,
+            names=tuple(few(rows).inputs),
             classes=bool(np.issubdtype(rows.targets.dtype, np.integer)),
             lesson=lesson,
             augment=augment,
             steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
             identity=_identity(
                 [student, *teachers, *([] if lesson is None else [lesson])],
                 data if contents is None else contents,
                 [
-                    *(asdict(settings), asdict(step), seed, threads, accelerator),
+                    *(asdict(settings), asdict(step), total_steps, seed, threads, accelerator),
                     *map(repr, (loss, task, augment, blocks)),
                 ],
             ),
             diverged=f"lower {key}.lr (now {settings.lr:g})",
             what=what,
         )
-        told: list[pl.Callback] = [ProgressOfSteps(progress, what, settings.epochs * steps_per_epoch), *callbacks]
+        told: list[pl.Callback] = [ProgressOfSteps(progress, what, total_steps), *callbacks]
         held_out = None
         if judge is not None and settings.patience is not None:
             held_out = HeldOut(
@@ -178,18 +183,19 @@ def fit(
                 patience=settings.patience,
             )
             told.append(held_out)
-        trainer = _trainer(accelerator, settings.epochs, folder, checkpoint_seconds, told, step, clock)
+        trainer = _trainer(accelerator, settings.epochs, steps, folder, checkpoint_seconds, told, step, clock)
         order = ResumableBatches(
             len(train), whole.batch_size, seed, lambda: _position(trainer, steps_per_epoch), blocks=blocks
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
-        pin = loader.pin_memory and accelerator == "cuda"
-        sample = dict(zip(names, train.__getitems__(np.arange(min(4, len(train)))), strict=False))
+        pin = loader.pin_memory and accelerator == "cuda" and torch.cuda.is_available()
+        tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
         with (
-            budgeted(student, step, sample, part_rows, what) as notes,
+            budgeted(student, step, tensors, part_rows, what) as notes,
             BatchLoader(train, order, loader, pin=pin, delivered=delivered) as batches,
             _little_garbage(),
         ):
+            learner.notes += [f"{cache}.", *notes]
             _run(trainer, learner, batches, folder, accelerator=accelerator, remedy=remedy)
         if held_out is not None:
             held_out.restore(student)
@@ -200,13 +206,13 @@ def fit(
         curves=learner.curves,
         readings=tuple(batches.readings),
         cache=cache,
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
-def few(rows: Rows) -> Rows:
-    """Two rows as a model takes them, or one where there is one, to see what they are like."""
-    return take(rows, np.arange(min(2, len(rows))))
+def few(rows: Rows, number: int = 2) -> Rows:
+    """The first rows as a model takes them, or all where there are fewer, to see what they are like."""
+    return take(rows, np.arange(min(number, len(rows))))
 
 
 def _check_teaching(
@@ -287,6 +293,7 @@ def _identity(models: Sequence[nn.Module], data: Batches | str, knobs: list[Any]
 def _trainer(
     accelerator: Accelerator,
     epochs: int,
+    steps: int | None,
     folder: Path,
     checkpoint_seconds: float,
     callbacks: Sequence[pl.Callback],
@@ -304,7 +311,8 @@ def _trainer(
     return pl.Trainer(
         accelerator=LIGHTNING[accelerator],
         devices=1,
-        max_epochs=epochs,
+        max_epochs=epochs if steps is None else -1,
+        max_steps=-1 if steps is None else steps,
         callbacks=[RandomState(), *callbacks, TimedCheckpoints(folder, checkpoint_seconds)],
         # Named, so that a SLURM or torchrun environment round the process is not taken for a cluster to join.
         plugins=[

@@ -51,6 +51,14 @@ class Readings:
             return None
         return max(0.0, 1 - self.read_bytes / self.asked_bytes)
 
+    @property
+    def told(self) -> str:
+        """`5.90 GB of rows asked for, 1.20 GB read from storage, cache hit rate 80 %`; empty where nothing is known."""
+        if self.hit_rate is None or self.read_bytes is None:
+            return ""
+        asked, read = (f"{size / 1e9:.3g} GB" for size in (self.asked_bytes, self.read_bytes))
+        return f"{asked} of rows asked for, {read} read from storage, cache hit rate {self.hit_rate:.0%}"
+
 
 class BatchLoader:
     """Batches in the order of a sampler; they are the same, whatever the loader's section says.

@@ -37,9 +37,13 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         lesson: that the model is taught; None for the task's loss.
         augment: what is done to the inputs of a batch, one after the other.
         steps_per_epoch: batches of a whole epoch.
+        total_steps: of the training, over which the learning rate goes through its schedule.
         identity: of the training, kept in its checkpoints.
         diverged: what to do where the loss is no number, for the error message.
         what: is trained, for error messages.
+
+    Attributes:
+        notes: what the report should say of how it was trained, one sentence each.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         lesson: Lesson | None,
         augment: Sequence[Augment],
         steps_per_epoch: int,
+        total_steps: int,
         identity: str,
         diverged: str,
         what: str,
@@ -64,12 +69,25 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.automatic_optimization = False
         self.model, self.lesson = model, lesson
         self._forward = ForwardPass(model, step, device)
-        self._task, self._settings, self._step, self._steps_per_epoch = task, settings, step, steps_per_epoch
+        self._task, self._settings, self._step = task, settings, step
+        self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self._names, self._classes, self._augment = names, classes, augment
         self.identity, self._diverged, self._what = identity, diverged, what
         self.curves: dict[str, list[float]] = {name: [] for name in curve_names(classes)}
         self._sums = {"loss": 0.0, "correct": 0, "rows": 0}
+        self.notes: list[str] = []
+        self._last_loss = math.nan
         self._unread: _StepOutcome | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a step."""
+        return self._settings.batch_size
+
+    @property
+    def last_loss(self) -> float:
+        """Of the last step, for which a device may have to be waited."""
+        return self._last_loss if self._unread is None else self._unread.values()[0]
 
     def on_train_start(self) -> None:
         if self.lesson is not None:
@@ -150,8 +168,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
             # For XLA PyTorch has no kernels but those that run one by one, which XLA fuses.
             **(dict.fromkeys(kernels, False) if self.device.type == "xla" else kernels),
         )
-        total_steps = self._settings.epochs * self._steps_per_epoch
-        schedule = scheduler(self._settings.schedule, optimizer, self._settings.lr, total_steps)
+        schedule = scheduler(self._settings.schedule, optimizer, self._settings.lr, self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -181,6 +198,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
             return
         outcome, self._unread = self._unread, None
         loss, correct = outcome.values()
+        self._last_loss = loss
         if not math.isfinite(loss):
             raise PassError(f"the loss became {loss} at step {outcome.step} of {self._what}: {self._diverged}")
         self._sums["loss"] += loss * outcome.rows

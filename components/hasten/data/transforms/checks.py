@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,26 @@ from numpy.typing import NDArray
 
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Columns, Transform
+
+_CACHED = 2**15
+"""Numbers of double precision that fit into a core's second cache, beside what they are made of (256 KB)."""
+
+_FIRST_ROW: ContextVar[int] = ContextVar("_FIRST_ROW", default=0)
+
+
+@contextmanager
+def numbered_from(first: int) -> Iterator[None]:
+    """Within it, rows count from `first`: they are a piece of more rows, by whose number a user finds them."""
+    token = _FIRST_ROW.set(first)
+    try:
+        yield
+    finally:
+        _FIRST_ROW.reset(token)
+
+
+def row_number(row: int) -> int:
+    """The number by which an error names a row of the columns at hand."""
+    return _FIRST_ROW.get() + row
 
 
 def column(columns: Columns, name: str, step: Transform) -> NDArray[Any]:
@@ -49,8 +71,16 @@ def texts(columns: Columns, name: str, step: Transform) -> list[str]:
     rows: list[Any] = values.tolist()
     for row, value in enumerate(rows):
         if not isinstance(value, str):
-            raise ConfigError(f"{_name(step)} wants texts in the column {name}, got {_kind(value)} in row {row}")
+            raise ConfigError(
+                f"{_name(step)} wants texts in the column {name}, got {_kind(value)} in row {row_number(row)}"
+            )
     return rows
+
+
+def parts(values: NDArray[Any]) -> Iterator[slice]:
+    """Rows a few at a time, so that what is reckoned of them in double precision stays in the processor's cache."""
+    rows = max(1, _CACHED * len(values) // max(1, values.size))
+    return (slice(start, start + rows) for start in range(0, len(values), rows))
 
 
 def replaced(columns: Columns, names: Iterable[str], made: Columns, step: Transform) -> Columns:

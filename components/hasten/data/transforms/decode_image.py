@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -44,10 +45,19 @@ class DecodeImage(Transform):
     resize: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
 
     def fit(self, columns: Columns) -> DecodeImage:
+        return self.fit_pieces([columns])
+
+    def fit_pieces(self, pieces: Iterable[Columns]) -> DecodeImage:
         if self.size is not None:
             return self
-        images = self._rows(columns)
-        counts = Counter((image.height, image.width) for image in map(self._opened, images, range(len(images))))
+        counts = Counter[tuple[int, int]]()
+        first = 0
+        for columns in pieces:
+            images = self._rows(columns)
+            with checks.numbered_from(first):
+                opened = map(self._opened, images, range(len(images)))
+                counts.update((image.height, image.width) for image in opened)
+            first += len(images)
         return replace(self, size=min(counts, key=lambda size: (-counts[size], size)))
 
     def __call__(self, columns: Columns) -> Columns:
@@ -116,7 +126,9 @@ class DecodeImage(Transform):
         return Image.fromarray(np.ascontiguousarray(value[..., 0] if value.ndim == 3 and channels == 1 else value))
 
     def _refusal(self, row: int, got: str) -> ConfigError:
-        return ConfigError(f"DecodeImage wants an image in the column {self.column}, row {row}, got {got}")
+        return ConfigError(
+            f"DecodeImage wants an image in the column {self.column}, row {checks.row_number(row)}, got {got}"
+        )
 
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, OverflowError)

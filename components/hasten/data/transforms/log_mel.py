@@ -154,7 +154,7 @@ class LogMel(Transform):
         return resampled
 
     def _refusal(self, row: int, got: str) -> ConfigError:
-        return ConfigError(f"LogMel wants sound in the column {self.column}, row {row}, got {got}")
+        return ConfigError(f"LogMel wants sound in the column {self.column}, row {checks.row_number(row)}, got {got}")
 
 
 _HIGHEST_RATE = 200_000

@@ -44,6 +44,6 @@ class Stack(Transform):
         if len(broken):
             raise ConfigError(
                 f"Stack wants finite numbers in the column {name}, got NaN, infinite or too large ones in "
-                f"{len(broken)} of {len(values)} rows, the first in row {broken[0]}"
+                f"{len(broken)} of {len(values)} rows, the first in row {checks.row_number(int(broken[0]))}"
             )
         return features

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,26 @@ from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Columns, Transform
 from hasten.data.transforms import checks
 
-_AT_ONCE = 2**24
-"""Numbers held in double precision at once (128 MB)."""
+
+class Moments(NamedTuple):
+    """Of the values of each feature so far, in double precision.
+
+    Attributes:
+        count: of values a feature.
+        mean: (features,).
+        squares: (features,) sums of squared differences from the mean.
+    """
+
+    count: int
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+    def with_more(self, other: Moments) -> Moments:
+        """Of both together (Chan, Golub and LeVeque 1983, The American Statistician 37:242)."""
+        count = self.count + other.count
+        away = other.mean - self.mean
+        mean = self.mean + away * (other.count / count)
+        return Moments(count, mean, self.squares + other.squares + away**2 * (self.count * other.count / count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +45,8 @@ class Standardize(Transform):
         mean: column -> one value for each feature or channel; None: of the training rows.
         std: the same of the standard deviation, above 0; None: of the training rows, with 1 for what is constant there.
     """
+
+    elementwise: ClassVar[bool] = True
 
     columns: tuple[str, ...] | None = None
     mean: Mapping[str, list[float]] | None = None
@@ -52,16 +72,23 @@ class Standardize(Transform):
             )
 
     def fit(self, columns: Columns) -> Standardize:
+        return self.fit_pieces([columns])
+
+    def fit_pieces(self, pieces: Iterable[Columns]) -> Standardize:
         if self.mean is not None:
             return self
+        found: dict[str, Moments] = {}
         names = self.columns
-        if names is None:
-            names = tuple(name for name, values in columns.items() if _is_measured(values))
+        for columns in pieces:
+            if names is None:
+                names = tuple(name for name, values in columns.items() if _is_measured(values))
+            for name in names:
+                with np.errstate(invalid="ignore"):
+                    more = moments(checks.numbers(columns, name, self))
+                    found[name] = found[name].with_more(more) if name in found else more
         mean, std = {}, {}
-        for name in names:
-            values = checks.numbers(columns, name, self)
-            with np.errstate(invalid="ignore"):
-                means, deviations = statistics(values)
+        for name, of_column in found.items():
+            means, deviations = _mean_and_std(of_column)
             if not (np.isfinite(means).all() and np.isfinite(deviations).all()):
                 raise ConfigError(f"Standardize wants finite numbers in the column {name}, got NaN or infinite ones")
             mean[name], std[name] = means.tolist(), deviations.tolist()
@@ -83,26 +110,39 @@ class Standardize(Transform):
         return after
 
 
-def statistics(values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation per feature or channel (axis 1), over all other axes, in double precision.
-
-    A feature that is constant on these rows gets the deviation 1, so that it is centred and not blown up.
-    """
+def moments(values: NDArray[Any]) -> Moments:
+    """Of each feature or channel (axis 1), over all other axes."""
     axes = tuple(axis for axis in range(values.ndim) if axis != 1)
-    mean = np.atleast_1d(values.mean(axis=axes, dtype=np.float64))
-    std = np.atleast_1d(values.std(axis=axes, dtype=np.float64))
-    constant = std <= 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)
-    return mean, np.where(constant, 1.0, std)
+    whole: Moments | None = None
+    for part in checks.parts(values):
+        doubles = values[part].astype(np.float64)
+        mean = doubles.mean(axis=axes, keepdims=True)
+        squares = np.atleast_1d(((doubles - mean) ** 2).sum(axis=axes))
+        more = Moments(doubles.size // max(1, squares.size), mean.reshape(-1), squares)
+        whole = more if whole is None else whole.with_more(more)
+    assert whole is not None, "no rows"
+    return whole
+
+
+def statistics(values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation per feature or channel (axis 1), over all other axes."""
+    return _mean_and_std(moments(values))
+
+
+def _mean_and_std(of: Moments) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A feature that is constant on these rows gets the deviation 1, so that it is centred and not blown up."""
+    std = np.sqrt(of.squares / of.count)
+    constant = std <= 1e-6 * np.maximum(np.abs(of.mean), np.finfo(np.float32).tiny)
+    return of.mean, np.where(constant, 1.0, std)
 
 
 def normalise(values: NDArray[Any], mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float32]:
-    """(values - mean) / std along axis 1; (B,) values have one feature."""
+    """(values - mean) / std along axis 1, reckoned in double precision; (B,) values have one feature."""
     along = (1, -1, *(1,) * (values.ndim - 2)) if values.ndim > 1 else (1,)
     mean, std = mean.reshape(along), std.reshape(along)
     normal = np.empty(values.shape, dtype=np.float32)
-    rows = max(1, _AT_ONCE * len(values) // max(1, values.size))
-    for start in range(0, len(values), rows):
-        normal[start : start + rows] = (values[start : start + rows] - mean) / std
+    for part in checks.parts(values):
+        np.divide(np.subtract(values[part], mean, dtype=np.float64), std, out=normal[part], casting="same_kind")
     return normal
 
 

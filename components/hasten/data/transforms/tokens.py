@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -60,9 +60,18 @@ class Tokens(Transform):
             ) from error
 
     def fit(self, columns: Columns) -> Tokens:
+        return self.fit_pieces([columns])
+
+    def fit_pieces(self, pieces: Iterable[Columns]) -> Tokens:
         if self.vocabulary is not None:
             return self
-        counts = Counter(word for text in checks.texts(columns, self.column, self) for word in self._words(text))
+        counts = Counter[str]()
+        first = 0
+        for columns in pieces:
+            with checks.numbered_from(first):
+                texts = checks.texts(columns, self.column, self)
+            counts.update(word for text in texts for word in self._words(text))
+            first += len(texts)
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         return replace(self, vocabulary=tuple(ranked[: self.vocabulary_size - SPECIAL]))
 

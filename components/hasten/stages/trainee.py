@@ -1,0 +1,155 @@
+"""Trains in a process of its own, asked for a few steps at a time: `python -m hasten.stages.trainee`.
+
+It is driven by `evidence.pace.Trainee`, one JSON object a line. The first question says which training it is. A
+training that has begun stands still between two questions, in the callback that ended its last step, and ends with its
+standard input, hence with its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import pytorch_lightning as pl
+
+from hasten.core.errors import HastenError
+from hasten.core.interpreter import private_channel
+from hasten.core.recipe import Recipe
+from hasten.data.prepare import read
+from hasten.stages.stage import Tools
+from hasten.stages.teacher import untrained
+from hasten.stages.training import StageBench
+from hasten.training.step_clock import StepClock
+from hasten.training.step_operators import OperatorWatch
+
+ENDLESS = 10**9
+"""Steps of a training that goes on for as long as it is asked to."""
+
+
+class Channel:
+    """Questions in, answers out."""
+
+    def __init__(self, requests: IO[str], answers: IO[str]) -> None:
+        self._requests, self._answers = requests, answers
+
+    def question(self) -> dict[str, Any]:
+        """The next one.
+
+        Raises:
+            SystemExit: there is nobody left who asks.
+        """
+        line = self._requests.readline()
+        if not line:
+            raise SystemExit
+        asked: dict[str, Any] = json.loads(line)
+        return asked
+
+    def answer(self, result: Any) -> None:
+        self._write({"result": result})
+
+    def refuse(self, error: Exception) -> None:
+        name = "" if isinstance(error, HastenError) else f"{type(error).__name__}: "
+        message = " ".join(str(error).split()) or "no message"
+        self._write({"error": f"{name}{message}", "trace": traceback.format_exc()})
+
+    def _write(self, answer: Mapping[str, Any]) -> None:
+        self._answers.write(json.dumps(answer) + "\n")
+        self._answers.flush()
+
+
+class Paced(pl.Callback):  # type: ignore[misc]
+    """Lets a training take as many steps as it is asked for, and tells how long each took."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._wanted = 0
+        self._stamps: list[int] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *batch: Any) -> None:
+        self._stamps.append(time.perf_counter_ns())
+        if len(self._stamps) <= self._wanted:
+            return
+        if self._wanted:
+            self._channel.answer([(after - before) / 1e6 for before, after in pairwise(self._stamps)])
+        else:
+            self._channel.answer({"batch_size": learner.batch_size, "notes": list(learner.notes)})
+        self._wanted = int(self._channel.question()["number"])
+        self._stamps = [time.perf_counter_ns()]
+
+
+class Watched(pl.Callback):  # type: ignore[misc]
+    """Tells where the time of a training's steps goes, once its operators have been watched."""
+
+    def __init__(self, channel: Channel, clock: StepClock, watch: OperatorWatch, warm_up: int, steps: int) -> None:
+        self._channel, self._clock, self._watch = channel, clock, watch
+        self._warm_up, self._steps = warm_up, steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *batch: Any) -> None:
+        if not self._watch.done or trainer.should_stop:
+            return
+        undisturbed = slice(self._warm_up, self._warm_up + self._steps)
+        self._channel.answer(
+            {
+                "phases_ms": self._clock.phases_ms[undisturbed].tolist(),
+                "page_faults": self._clock.page_faults[undisturbed].tolist(),
+                "figures": self._watch.figures.to_dict(),
+            }
+        )
+        trainer.should_stop = True
+
+
+class Losses(pl.Callback):  # type: ignore[misc]
+    """Keeps the loss of every step, and how many rows one takes."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.batch_size = 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *batch: Any) -> None:
+        self.values.append(learner.last_loss)
+        self.batch_size = learner.batch_size
+
+
+def main() -> None:
+    channel = Channel(*private_channel())
+    while True:
+        asked = channel.question()
+        try:
+            _answer(channel, asked)
+        except Exception as error:
+            channel.refuse(error)
+
+
+def _answer(channel: Channel, asked: Mapping[str, Any]) -> None:
+    if asked["do"] == "losses":
+        losses = Losses()
+        _train(asked["spec"], [losses])
+        channel.answer({"losses": losses.values, "batch_size": losses.batch_size})
+    elif asked["do"] == "profile":
+        clock = StepClock()
+        watch = OperatorWatch(clock, first=asked["warm_up"] + asked["steps"])
+        _train(asked["spec"], [watch, Watched(channel, clock, watch, asked["warm_up"], asked["steps"])], clock)
+    else:
+        _train(asked["spec"], [Paced(channel)])
+
+
+def _train(spec: Mapping[str, Any], callbacks: Sequence[pl.Callback], clock: StepClock | None = None) -> None:
+    recipe = Recipe(overrides=(), config={**spec["recipe"], "seed": spec["seed"]})
+    inputs = {"data": Path(spec["data"])}
+    model, _ = untrained(recipe, read(inputs["data"]))
+    with tempfile.TemporaryDirectory(prefix="hasten-") as scratch:
+        tools = Tools(checkpoint_seconds=recipe.config["callbacks"]["checkpoint_seconds"])
+        bench = StageBench(
+            recipe=recipe, section="model", what="training", inputs=inputs, folder=Path(scratch), tools=tools
+        )
+        bench.trained(model, distil=False, steps=spec["steps"] or ENDLESS, clock=clock, callbacks=callbacks)
+
+
+if __name__ == "__main__":
+    main()
