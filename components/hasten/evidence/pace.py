@@ -203,7 +203,8 @@ class Trainee:
         return answer
 
     def profile(self, spec: Spec, *, warm_up: int, steps: int) -> dict[str, Any]:
-        """`phases_ms` and `page_faults` of so many undisturbed steps after a few others, and `figures` of operators."""
+        """`phases_ms`, `page_faults` and `delays_ms` of so many undisturbed steps after a few others, and `figures` of
+        operators."""
         answer: dict[str, Any] = self._ask("profile", spec=spec, warm_up=warm_up, steps=steps)
         return answer
 

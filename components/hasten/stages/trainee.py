@@ -12,6 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,7 @@ from hasten.data.prepare import read
 from hasten.stages.stage import Tools
 from hasten.stages.teacher import untrained
 from hasten.stages.training import StageBench
+from hasten.training.device import finish
 from hasten.training.step_clock import StepClock
 from hasten.training.step_operators import OperatorWatch
 
@@ -98,6 +100,7 @@ class Watched(pl.Callback):  # type: ignore[misc]
             {
                 "phases_ms": self._clock.phases_ms[undisturbed].tolist(),
                 "page_faults": self._clock.page_faults[undisturbed].tolist(),
+                "delays_ms": self._clock.delays_ms[undisturbed].tolist(),
                 "figures": self._watch.figures.to_dict(),
             }
         )
@@ -132,7 +135,8 @@ def _answer(channel: Channel, asked: Mapping[str, Any]) -> None:
         _train(asked["spec"], [losses])
         channel.answer({"losses": losses.values, "batch_size": losses.batch_size})
     elif asked["do"] == "profile":
-        clock = StepClock()
+        accelerator = asked["spec"]["recipe"]["trainer"]["accelerator"]
+        clock = StepClock(None if accelerator == "cpu" else partial(finish, accelerator))
         watch = OperatorWatch(clock, first=asked["warm_up"] + asked["steps"])
         _train(asked["spec"], [watch, Watched(channel, clock, watch, asked["warm_up"], asked["steps"])], clock)
     else:

@@ -149,6 +149,7 @@ class TrainingEvaluator:
             phases_ms=np.array(found["phases_ms"]),
             page_faults=np.array(found["page_faults"], dtype=np.int64),
             figures=StepFigures.from_dict(found["figures"]),
+            delays_ms=np.array(found["delays_ms"]) if built.recipe.config["loader"]["workers"] else None,
             roofline=roofline(self.store, trainer["threads"], "cuda" if trainer["accelerator"] == "cuda" else "cpu"),
             memory_bytes=pairs[ALONE].memory_bytes[CANDIDATE],
             memory_limit_bytes=None if limit is None else round(limit * 1e6),
