@@ -17,7 +17,7 @@ from hasten.core.recipe import Recipe
 from hasten.core.sections import Loader, TrainingSettings
 from hasten.data.prepare import Prepared, read
 from hasten.stages.answers import teacher_outputs
-from hasten.stages.data import task
+from hasten.stages.data import source, task
 from hasten.stages.rehearsal import Rehearsal, rehearsal_ingredients
 from hasten.stages.stage import (
     Tools,
@@ -81,10 +81,11 @@ def order_config(loader: Loader) -> dict[str, Any]:
     return {"order": loader.order, **{name: getattr(loader, name) for name in names}}
 
 
-def training_rows(prepared: Prepared, loader: Loader) -> tuple[Rows, Loader]:
-    """The rows to train on as the loader reads them, and the loader with its order settled."""
-    rows = prepared.rows("train")
-    return rows, resolved(loader, rows)
+def training_rows(recipe: Recipe, prepared: Prepared) -> tuple[Rows, Loader]:
+    """The rows to train on as the recipe's loader reads them, and the loader with its order settled."""
+    section, kept = loader(recipe), prepared.kept("train")
+    rows = prepared.raw("train", source(recipe)) if section.cache == "none" else kept
+    return rows, resolved(section, kept)
 
 
 def training_sources(recipe: Recipe, *targets: str) -> dict[str, str]:
@@ -173,7 +174,7 @@ class StageBench:
                 outputs = teacher_outputs(self.inputs[answers])
             else:
                 teachers = [rebuild(self.inputs[name]) for name in teaching_stages(self.inputs)]
-        rows, settled = training_rows(read(self.inputs["data"]), loader(self.recipe))
+        rows, settled = training_rows(self.recipe, read(self.inputs["data"]))
         fitted = fit(
             model,
             rows,
