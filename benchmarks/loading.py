@@ -211,7 +211,7 @@ def _recipe(source: Source, cache: str) -> Recipe:
                 f"data.path={source.file.absolute()}",
                 f"data.limit={'null' if source.limit is None else source.limit}",
                 "data.split={train: 0.9998, validate: 0.0001, test: 0.0001}",
-                "data.transforms=[{_target_: hasten.data.transforms.DecodeImage, column: image}, "
+                "data.transforms=[{_target_: hasten.data.transforms.DecodeImage, column: image, size: [32, 32]}, "
                 f"{{_target_: hasten.data.transforms.Standardize, mean: {mean}, std: {std}}}]",
                 "data.normalize=false",
                 f"loader.cache={cache}",
