@@ -168,7 +168,7 @@ def fit(
         if held_out is not None:
             held_out.restore(student)
     if step.layout != "contiguous":
-        student.to(memory_format=torch.contiguous_format)
+        student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Fitted(model=student.cpu().eval(), curves=learner.curves, notes=notes)
 
 
