@@ -48,7 +48,8 @@ class Step:
 
     Attributes:
         precision: of the arithmetic of forward and backward passes, under autocast; weights and their updates stay
-            float32. `float16` scales the loss so that small gradients do not vanish.
+            float32. `float16` scales the loss so that small gradients do not vanish; it is for GPUs: processors without
+            instructions for it take many times as long as in float32.
         compile: mode of `torch.compile`; `none` runs eager PyTorch. Kernels are not chosen by their measured times, so
             that the result is the same again.
         layout: of images and of convolutions' weights in memory.
@@ -60,7 +61,8 @@ class Step:
             of the whole: smaller activations. What compares rows with one another, as batch normalization and some
             distillation losses do, sees each part alone.
         activation_budget_mb: memory for activations kept from the forward to the backward pass, 1 MB = 10^6 bytes; as
-            much as needed is calculated again instead of kept (Chen et al. 2016). None keeps all.
+            much as needed is calculated again instead of kept (Chen et al. 2016), which takes the memory of one block
+            at a time besides. None keeps all.
     """
 
     precision: FloatFormat = "float32"
