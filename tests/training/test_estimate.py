@@ -7,7 +7,7 @@ from torch import nn
 
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Rows
-from hasten.core.sections import TrainingSettings
+from hasten.core.sections import Step, TrainingSettings
 from hasten.tasks.classification import Classification
 from hasten.tasks.similarity import Similarity
 from hasten.training.estimate import STEPS, training_seconds
@@ -37,8 +37,8 @@ def rows(number=20):
     return Rows(inputs=inputs, targets=np.arange(number) % 3)
 
 
-def seconds(model, data, settings=SETTINGS, num_rows=20, task=None):
-    return training_seconds(model, data, settings, task=task or Classification(), num_rows=num_rows, threads=1)
+def seconds(model, data, settings=SETTINGS, num_rows=20, task=None, **more):
+    return training_seconds(model, data, settings, task=task or Classification(), num_rows=num_rows, threads=1, **more)
 
 
 def test_a_few_batches_are_tried_on_a_copy():
@@ -56,6 +56,12 @@ def test_fewer_rows_than_a_batch_are_one_batch():
     ASKED.clear()
     assert seconds(Gated(), rows(5), num_rows=5) > 0
     assert ASKED == [5] * STEPS
+
+
+def test_tries_steps_of_the_recipes_kind():
+    ASKED.clear()
+    assert seconds(Gated(), rows(), step=Step(batch_factor=2, micro_batches=3, precision="bfloat16")) > 0
+    assert ASKED == [6, 5, 5] * STEPS
 
 
 def test_no_epochs_cost_nothing():

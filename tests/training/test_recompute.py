@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hasten.artefacts.module import forward
+from hasten.artefacts.wrapper import Wrapper
 from hasten.core.errors import PassError
 from hasten.core.sections import Step
 from hasten.models.cifar_resnet import CifarResNet
@@ -146,6 +147,35 @@ def test_what_is_measured_on_few_rows_holds_for_many():
             alive = allocated.alive_bytes()
         assert outputs.shape == (64, 3)
         assert alive == pytest.approx(few.total_bytes(), rel=0.1)
+
+
+def test_looks_inside_of_what_a_pass_put_round_the_model():
+    model, inputs = made("with dropout")
+    found, _ = measure(Wrapped(model), Step(), inputs, 16)
+    assert [block.modules for block in found] == [block.modules for block in blocks(model)]
+
+
+class Wrapped(Wrapper):
+    def forward(self, x):
+        return self.model(x)
+
+
+def test_a_sequence_whose_elements_are_taken_one_by_one_is_no_help():
+    class ByHand(nn.Module):
+        def __init__(self, layers):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    model, inputs = made("with dropout")
+    _, whole = measure(model, Step(), inputs, 16)
+    _, kept = measure(ByHand(model), Step(), inputs, 16)
+    assert kept.total_bytes() == whole.total_bytes()
+    assert choose(kept, 0) == set()
 
 
 def test_leaves_the_model_and_the_generator_alone():

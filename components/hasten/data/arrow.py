@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core.errors import ConfigError
-from hasten.core.interfaces import Table
+from hasten.core.interfaces import RowStream, Table
 from hasten.data.fingerprint import Stream
 from hasten.data.parts import Parts
 
@@ -230,6 +230,34 @@ class Reading:
             inputs=inputs, targets=self._labels(targets, notes), parts=self.parts.column(rows), notes=tuple(notes)
         )
 
+    def stream(self) -> RowStream:
+        """The rows of `load`; inputs are read from the files whenever they are asked for, a few thousand rows at once.
+
+        Raises:
+            ConfigError: as `load`; of inputs without nulls to drop, when they are read.
+        """
+        notes = [*self.notes, *self.parts.notes]
+        rows: list[tuple[str, int]] = []
+        pieces: dict[str, list[NDArray[Any]]] = {}
+        # Which rows count is known without the inputs, unless some are dropped for them.
+        alone = _TARGETS if self.targets and self.nulls == "error" else ""
+        for part, columns in self._pieces(notes, alone):
+            rows.append((part, len(next(iter(columns.values())))))
+            for name, piece in columns.items():
+                if name.startswith(_TARGETS):
+                    pieces.setdefault(name, []).append(piece)
+        return RowStream(
+            num_rows=sum(number for _, number in rows),
+            pieces=self._inputs,
+            targets=self._labels([np.concatenate(each) for each in pieces.values()], notes),
+            parts=self.parts.column(rows),
+            notes=tuple(notes),
+        )
+
+    def _inputs(self) -> Iterator[dict[str, NDArray[Any]]]:
+        for _, columns in self._pieces([]):
+            yield {name.removeprefix(_INPUTS): array for name, array in columns.items() if name.startswith(_INPUTS)}
+
     def _labels(self, columns: Sequence[NDArray[Any]], notes: list[str]) -> NDArray[Any] | None:
         if not columns:
             return None
@@ -241,9 +269,13 @@ class Reading:
             notes.append(f"The texts of {self.targets} are labels now, in their order: {told_classes(list(classes))}.")
         return labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
 
-    def _pieces(self, notes: list[str]) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-        """Rows of one part at a time: `inputs.<column>` and `targets.<column>` -> values."""
-        columns = self._columns()
+    def _pieces(self, notes: list[str], alone: str = "") -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+        """Rows of one part at a time: `inputs.<column>` and `targets.<column>` -> values.
+
+        Args:
+            alone: how the names of the columns begin that are read.
+        """
+        columns = {name: column for name, column in self._columns().items() if name.startswith(alone)}
         seen: dict[str, tuple[NDArray[Any], File]] = {}
         for part, files in self.files.items():
             num_rows = 0

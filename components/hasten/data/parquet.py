@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge
 
 from hasten.core.errors import ConfigError
-from hasten.core.interfaces import DataSource, Table
+from hasten.core.interfaces import DataSource, RowStream, Table
 from hasten.data.arrow import File, Format, Reading
 from hasten.data.parts import SPLITS, Parts, parts
 
@@ -56,6 +56,9 @@ class Parquet(DataSource):
 
     def load(self) -> Table:
         return self._reading().load()
+
+    def stream(self) -> RowStream:
+        return self._reading().stream()
 
     def _reading(self) -> Reading:
         named = {split: text for split in SPLITS if (text := getattr(self, split)) is not None}

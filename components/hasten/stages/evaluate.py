@@ -22,7 +22,7 @@ from hasten.core.files import read_json, write_json
 from hasten.core.interfaces import OperatorTime, Progress, Request, Signature, Silent, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe
-from hasten.core.sections import TrainingSettings
+from hasten.core.sections import Step, TrainingSettings
 from hasten.core.source import libraries
 from hasten.core.store import Entry, Ingredients, Store
 from hasten.core.trial import Certificate, Evaluation, Interval, Profile, Quality, RequestLatency
@@ -170,14 +170,16 @@ class Evaluator:
         settings = TrainingSettings(**node["training"])
         if settings.epochs == 0:
             return 0.0
+        step = Step.of(recipe.config["trainer"])
         return training_seconds(
             model,
-            prepared.rows("train", limit=settings.batch_size),
+            prepared.rows("train", limit=settings.batch_size * step.batch_factor),
             settings,
             task=task(recipe),
             num_rows=prepared.num_rows["train"],
             threads=recipe.config["trainer"]["threads"],
             accelerator=recipe.config["trainer"]["accelerator"],
+            step=step,
         )
 
     def unfit(self, recipe: Recipe) -> str | None:

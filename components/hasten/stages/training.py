@@ -88,9 +88,9 @@ def order_config(loader: Loader) -> dict[str, Any]:
 
 def training_rows(recipe: Recipe, prepared: Prepared) -> tuple[Rows, Loader]:
     """The rows to train on as the recipe's loader reads them, and the loader with its order settled."""
-    kept = prepared.kept("train")
-    settled = resolved(loader(recipe), kept)
-    return prepared.raw("train", source(recipe)) if settled.cache == "none" else kept, settled
+    section, kept = loader(recipe), prepared.kept("train")
+    rows = prepared.raw("train", source(recipe)) if section.cache == "none" else kept
+    return rows, resolved(section, kept)
 
 
 def training_sources(recipe: Recipe, *targets: str) -> dict[str, str]:

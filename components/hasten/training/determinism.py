@@ -37,15 +37,15 @@ def reproducible(seed: int, threads: int, accelerator: Accelerator = "cpu") -> I
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    strictness: Any = torch.utils.deterministic  # a module whose attribute mypy does not see
+    filled, strictness.fill_uninitialized_memory = strictness.fill_uninitialized_memory, False
     if accelerator == "tpu":
         xla().set_rng_state(seed)
     try:
         with _fixed_workspace() if accelerator == "cuda" else nullcontext():
             yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        strictness.fill_uninitialized_memory = filled
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
         torch.set_num_threads(num_threads)
         restore_random_state(before)

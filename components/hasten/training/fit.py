@@ -200,7 +200,7 @@ def fit(
         if held_out is not None:
             held_out.restore(student)
     if step.layout != "contiguous":
-        student.to(memory_format=torch.contiguous_format)
+        student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Fitted(
         model=student.cpu().eval(),
         curves=learner.curves,
@@ -391,6 +391,8 @@ def _quiet() -> Iterator[None]:
             ".*resuming from a checkpoint that ended before the epoch ended.*",
             ".*The dirpath has changed.*",
             ".*isinstance\\(treespec, LeafSpec\\).*",
+            # Where a compiled forward pass has a gap, what comes after it is given tensors with gradients.
+            ".*\\.grad attribute of a Tensor that is not a leaf.*",
             # A first step whose scaled gradients overflow is left out, and the learning rate still goes on.
             ".*lr_scheduler.step\\(\\)` before `optimizer.step\\(\\).*",
         ):

@@ -172,8 +172,8 @@ def _torchs(batches: Batches, order: ResumableBatches, loader: Loader, *, pin: b
     """PyTorch's own loader, for what is fetched row by row or by worker processes, which live as long as it does."""
     return DataLoader(
         RowByRow(batches) if loader.row_by_row else batches,
-        batch_sampler=order,
-        collate_fn=collate if loader.row_by_row else as_is,
+        batch_sampler=order,  # type: ignore[arg-type]  # of arrays of row numbers, in place of lists
+        collate_fn=collate if loader.row_by_row else as_is,  # type: ignore[arg-type]
         num_workers=loader.workers,
         prefetch_factor=max(1, loader.ahead) if loader.workers else None,
         persistent_workers=loader.workers > 0,

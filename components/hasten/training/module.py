@@ -157,16 +157,14 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
-        kernels = {
-            "fused": self._step.optimizer_kernels == "fused",
-            "foreach": self._step.optimizer_kernels == "foreach",
-        }
+        # For XLA PyTorch has no kernels but those that run one by one, which XLA fuses.
+        kernels = "for_loop" if self.device.type == "xla" else self._step.optimizer_kernels
         optimizer = torch.optim.AdamW(
             (parameter for parameter in self.parameters() if parameter.requires_grad),
             lr=self._settings.lr,
             weight_decay=self._settings.weight_decay,
-            # For XLA PyTorch has no kernels but those that run one by one, which XLA fuses.
-            **(dict.fromkeys(kernels, False) if self.device.type == "xla" else kernels),
+            fused=kernels == "fused",
+            foreach=kernels == "foreach",
         )
         schedule = scheduler(self._settings.schedule, optimizer, self._settings.lr, self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -235,7 +233,7 @@ class _StepOutcome(NamedTuple):
         loss = loss.to("cpu", non_blocking=True)
         if isinstance(correct, Tensor):
             correct = correct.to("cpu", non_blocking=True)
-        arrived = torch.cuda.Event()
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
         return cls(step, loss, correct, rows, arrived)
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from hasten.artefacts.wrapper import inner
 from hasten.core.errors import PassError
 from hasten.core.sections import Step
 from hasten.training.step import ForwardPass
@@ -221,7 +222,7 @@ def measure(
     trial = copy.deepcopy(model)
     sizes = _MEASURED_ROWS if num_rows >= max(_MEASURED_ROWS) else (num_rows,) * 2
     forward = ForwardPass(trial, replace(step, compile="none"), "cpu")
-    found = blocks(trial)
+    found = blocks(inner(trial))
     with torch.random.fork_rng(devices=[]):
         few, more = (
             _measured(forward, trial, found, {name: rows[:size] for name, rows in inputs.items()}) for size in sizes
@@ -233,7 +234,7 @@ def measure(
     growth = (num_rows - sizes[1]) / max(sizes[1] - sizes[0], 1)
     scaled = [size + growth * (size - less) for less, size in zip(few.size_bytes, more.size_bytes, strict=True)]
     flops = [each * num_rows / sizes[1] for each in more.flops]
-    return blocks(model), replace(more, size_bytes=scaled, flops=flops)
+    return blocks(inner(model)), replace(more, size_bytes=scaled, flops=flops)
 
 
 def _measured(forward: ForwardPass, model: nn.Module, found: Sequence[Block], inputs: Mapping[str, Tensor]) -> Kept:
@@ -245,6 +246,7 @@ def _measured(forward: ForwardPass, model: nn.Module, found: Sequence[Block], in
     given: list[set[int]] = [set() for _ in found]
     flops = [0.0] * len(found)
     running: list[int] = []
+    called: set[nn.Module] = set()
     size_bytes: list[float] = []
 
     def note(tensor: Tensor, kept_for: set[int]) -> Tensor:
@@ -281,12 +283,19 @@ def _measured(forward: ForwardPass, model: nn.Module, found: Sequence[Block], in
                 block.modules[-1].register_forward_hook(leave(number)),
             ):
                 hooks.callback(handle.remove)
+        for owner in {block.owner for block in found if block.owner is not None}:
+            hooks.callback(owner.register_forward_pre_hook(lambda module, arguments: called.add(module)).remove)
         hooks.enter_context(
             saved_tensors_hooks(
                 lambda tensor: note(tensor, saved[running[-1]] if running else outside), lambda tensor: tensor
             )
         )
         forward(inputs)
+    for number, block in enumerate(found):
+        if block.owner is not None and block.owner not in called:
+            # Whoever takes the elements of a sequence one by one can't be made to take several at once.
+            outside |= saved[number]
+            saved[number], given[number] = set(), set()
     return Kept(
         size_bytes=size_bytes,
         outside=frozenset(outside),

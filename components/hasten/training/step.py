@@ -33,9 +33,9 @@ class ForwardPass:
         self._model, self._device = model, device
         self._dtype = _HALF.get(step.precision)
         self._channels_last = step.layout == "channels_last"
-        self._run = forward
+        self._run: Callable[[nn.Module, Mapping[str, Tensor]], Tensor] = forward
         if self._channels_last:
-            model.to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if step.compile != "none":
             self._run = _compiled(step.compile)
 
