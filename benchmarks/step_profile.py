@@ -4,8 +4,9 @@
     .venv/bin/python benchmarks/step_profile.py --models resnet8 --rounds 9 --threads 2
 
 Trains with and without the clock, in turns, each time in a process of its own. Prints a Markdown table: the step as a
-clock of its own around the whole loop has it, how far from that the phases are in sum (of all rounds the furthest), what the clock costs (median over the rounds of the ratio of median steps, with its 95 % interval), and where
-the step goes.
+clock of its own around the whole loop has it, how far from that the phases are in sum (of all rounds the furthest),
+what the clock costs (median over the rounds of the ratio of median steps, with its 95 % interval), and where the step
+goes.
 """
 
 from __future__ import annotations
