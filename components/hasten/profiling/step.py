@@ -6,9 +6,12 @@ The split, of the mean step on the training's own clock:
 - A profiler slows down what it watches, and what it slows down is the launching of operators, not their work. So the
   time of each kind of operators under the profiler, less what so many of them take there with nothing to do, is taken
   for their work, in milliseconds as they are; what exceeds the clock's time of its phase is scaled down to that.
-- The rest of the passes and of the update is `overhead`, launching many operators and Python, but no more of it than
-  there was under the profiler, which only adds to it: where the steps of the clock were slower, the work was. So is
-  what lies between the phases.
+- Of operators whose work the roofline allows in less time than launching them takes, what goes beyond is no work
+  either: threads that wait for one another, and kernels that are set up. The smaller the work is beside the launch, the
+  more of the excess is overhead.
+- The rest of the passes and of the update is `overhead` too, launching many operators and Python, but no more of it
+  than there was under the profiler, which only adds to it: where the steps of the clock were slower, the work was. So
+  is what lies between the phases.
 - Processes that load batches work beside the training. Where they take the processors from it, whatever it does takes
   longer by that: this is `data` too.
 - The work of a kind is arithmetic (`compute`) or memory traffic (`memory`), in the proportion of the roofline's times
@@ -20,7 +23,7 @@ The split, of the mean step on the training's own clock:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +33,7 @@ from numpy.typing import NDArray
 from hasten.core.errors import MeasurementError
 from hasten.core.interfaces import StepFigures, StepOperators, StepWork
 from hasten.core.trial import PHASES, OperatorGroup, StepProfile
+from hasten.profiling.bottleneck import REACHABLE
 from hasten.profiling.roofline import Roofs
 from hasten.profiling.told import told_size, told_time
 
@@ -42,7 +46,7 @@ class _Kind:
     """All operators of one kind in one phase, in milliseconds of a step.
 
     Attributes:
-        work_ms: what they take beyond being launched.
+        work_ms: what they take beyond being launched, as far as it is work.
         launch_ms: the rest of their time.
         faults_ms: the part of `work_ms` that waits for fresh memory.
         compute_ms, memory_ms: what the roofline allows, of the operators that arithmetic or bytes bound.
@@ -188,10 +192,11 @@ def _split(
     kinds: list[_Kind] = []
     python_ms = 0.0
     for phase in figures.watched_ms:
-        found = _kinds(phase, phases_ms[phase], figures, roofs)
+        found = _kinds(phase, figures, roofs)
+        lost_ms = _lost_ms(phase, found, figures)
+        found = _scaled(found, phases_ms[phase], lost_ms)
         rest_ms = max(0.0, phases_ms[phase] - sum(kind.work_ms for kind in found))
         # Launching and Python are told apart as under the profiler, which slows both.
-        lost_ms = _lost_ms(phase, figures)
         launched = [rest_ms * (kind.launch_ms / lost_ms) if lost_ms > 0 else 0.0 for kind in found]
         kinds += [replace(kind, launch_ms=launch_ms) for kind, launch_ms in zip(found, launched, strict=True)]
         python_ms += rest_ms - sum(launched)
@@ -207,34 +212,28 @@ def _split(
     )
 
 
-def _busy_ms(each: StepOperators) -> float:
-    """What operators take beyond being launched."""
-    return max(0.0, each.milliseconds - each.idle_ms)
-
-
-def _lost_ms(phase: str, figures: StepFigures) -> float:
+def _lost_ms(phase: str, found: Sequence[_Kind], figures: StepFigures) -> float:
     """What a phase took under the profiler besides the work of its operators."""
-    operators = [each for each in figures.operators if each.phase == phase]
-    between_ms = figures.watched_ms[phase] - sum(each.milliseconds for each in operators)
-    return max(0.0, between_ms) + sum(each.milliseconds - _busy_ms(each) for each in operators)
+    inside_ms = sum(each.milliseconds for each in figures.operators if each.phase == phase)
+    return max(0.0, figures.watched_ms[phase] - inside_ms) + sum(kind.launch_ms for kind in found)
 
 
-def _kinds(phase: str, phase_ms: float, figures: StepFigures, roofs: Roofs) -> list[_Kind]:
-    """Of one phase; their work takes no longer than it, and no less than what could not be lost in it."""
-    operators = [each for each in figures.operators if each.phase == phase]
-    busy_ms = sum(map(_busy_ms, operators))
-    working_ms = min(max(busy_ms, phase_ms - _lost_ms(phase, figures)), phase_ms)
+def _kinds(phase: str, figures: StepFigures, roofs: Roofs) -> list[_Kind]:
+    """Of one phase, in milliseconds as the profiler has them."""
     kinds = []
-    for each in operators:
+    for each in figures.operators:
+        if each.phase != phase:
+            continue
         works = _works(phase, each.kind, figures)
         times = [(_compute_ms(work, roofs), _memory_ms(work, roofs)) for work in works]
+        work_ms = _work_ms(each, sum(map(max, times)) if works else None)
         kinds.append(
             _Kind(
                 phase=phase,
                 name=each.kind,
                 calls=each.calls,
-                work_ms=working_ms * (_busy_ms(each) / busy_ms) if busy_ms > 0 else 0.0,
-                launch_ms=each.milliseconds - _busy_ms(each),
+                work_ms=work_ms,
+                launch_ms=each.milliseconds - work_ms,
                 flops=sum(work.flops for work in works),
                 num_bytes=sum(work.num_bytes for work in works),
                 compute_ms=sum(compute for compute, memory in times if compute > memory),
@@ -242,6 +241,21 @@ def _kinds(phase: str, phase_ms: float, figures: StepFigures, roofs: Roofs) -> l
             )
         )
     return kinds
+
+
+def _work_ms(each: StepOperators, roof_ms: float | None) -> float:
+    """What operators take beyond being launched, as far as it is work; None where nothing is known of that."""
+    busy_ms = max(0.0, each.milliseconds - each.idle_ms)
+    if roof_ms is None or roof_ms >= each.idle_ms:
+        return busy_ms
+    return max(min(busy_ms, roof_ms / REACHABLE), busy_ms * roof_ms / each.idle_ms)
+
+
+def _scaled(kinds: Sequence[_Kind], phase_ms: float, lost_ms: float) -> list[_Kind]:
+    """The same with work that takes no longer than the phase, and no less than what could not be lost in it."""
+    work_ms = sum(kind.work_ms for kind in kinds)
+    working_ms = min(max(work_ms, phase_ms - lost_ms), phase_ms)
+    return [replace(kind, work_ms=working_ms * (kind.work_ms / work_ms) if work_ms > 0 else 0.0) for kind in kinds]
 
 
 def _works(phase: str, kind: str, figures: StepFigures) -> list[StepWork]:
@@ -318,7 +332,7 @@ def _memory(split: _Split, share: float) -> str:
 def _overhead(split: _Split, share: float) -> str:
     each_us = split.launch_ms / split.calls * 1e3 if split.calls else 0.0
     parts = [
-        f"{split.calls:.0f} operator calls of {each_us:.3g} us each before they do anything",
+        f"{split.calls:.0f} operator calls of {each_us:.3g} us each beside their work",
         f"{told_time(split.python_ms)} of Python between them",
         f"{told_time(split.phases_ms['other'])} between the phases",
     ]
