@@ -13,7 +13,7 @@ from hasten.core.sections import Loader
 from hasten.training import loading
 from hasten.training.batches import Batches
 from hasten.training.cache import cached, resolved
-from hasten.training.loading import BatchLoader, Readings
+from hasten.training.loading import BatchLoader, Readings, sparing
 from hasten.training.sampler import Blocks, ResumableBatches
 
 NUM_ROWS, BATCH = 43, 4
@@ -127,21 +127,53 @@ def test_rows_are_copied_once_where_memory_is_the_cache(tmp_path):
     where, told = cached(rows, "memory")
     np.memmap(tmp_path / "pixels.npy", mode="r+")[-NUM_ROWS * 12 :] = 0
     assert int(rows.inputs["input"].sum()) == 0
-    assert where.inputs["input"][-1, 0, 0] == NUM_ROWS - 1
-    assert told == "0 MB of training rows are kept in memory: loader.cache=memory"
+    assert where.inputs["input"][-1, 0, 0] == (NUM_ROWS - 1) / 2
+    assert told.startswith("0 MB of training rows are kept in memory as a model takes them: they fit into 25% of what")
     again, told = cached(where, "memory")
     assert again.inputs["input"] is where.inputs["input"]
-    assert told == "0 MB of training rows are held by the process, and transformed whenever they are read"
+    assert told == "0 MB of training rows are held by the process"
 
 
-def test_the_automatic_cache_goes_by_what_is_free(tmp_path, monkeypatch):
-    rows = kept(tmp_path)
-    size = rows.inputs["input"].nbytes
-    for free, expected in ((4 * size, "are kept in memory: they fit"), (4 * size - 1, "mapped files: they do not fit")):
-        monkeypatch.setattr("hasten.training.cache.free_bytes", lambda free=free: free)
-        assert f"{expected} into 25% of what is free" in cached(rows, "auto")[1]
-    monkeypatch.setattr("hasten.training.cache.free_bytes", lambda: None)
-    assert "mapped files: they do not fit into 25% of what is free, unknown" in cached(rows, "auto")[1]
+SIZE = NUM_ROWS * (12 + 8)
+"""Of the kept rows, bytes and targets."""
+
+
+@pytest.mark.parametrize(
+    ("cache", "free", "expected", "dtype"),
+    [
+        ("auto", 4 * NUM_ROWS * (4 * 12 + 8), "kept in memory as a model takes them: they fit into 25%", np.float32),
+        ("auto", 4 * NUM_ROWS * (4 * 12 + 8) - 1, "kept in memory: they fit into 25%", np.uint8),
+        ("auto", 4 * SIZE, "kept in memory: they fit into 25%", np.uint8),
+        ("auto", 4 * SIZE - 1, "read from mapped files: they do not fit into 25%", np.uint8),
+        ("auto", None, "read from mapped files: they do not fit into 25% of what is free, unknown", np.uint8),
+        ("memory", 0, "kept in memory: loader.cache=memory", np.uint8),
+        ("disk", 10**12, "read from mapped files: loader.cache=disk", np.uint8),
+    ],
+)
+def test_memory_takes_what_fits_and_no_transform_twice_where_its_result_fits(
+    tmp_path, monkeypatch, cache, free, expected, dtype
+):
+    monkeypatch.setattr("hasten.training.cache.free_bytes", lambda: free)
+    rows = mapped_targets(kept(tmp_path), tmp_path)
+    where, told = cached(rows, cache)
+    assert expected in told
+    assert where.inputs["input"].dtype == dtype
+    assert_same(load(where)[0], load(rows)[0])
+
+
+def mapped_targets(rows, folder):
+    np.save(folder / "targets.npy", rows.targets)
+    return replace(rows, targets=np.load(folder / "targets.npy", mmap_mode="r"))
+
+
+def test_a_thread_is_left_out_where_it_would_take_a_core_from_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("hasten.training.loading.num_cores", lambda: 2)
+    mapped = kept(tmp_path)
+    memory, _ = cached(mapped, "memory")
+    assert sparing(Loader(), memory, 2, "cpu").ahead == 0
+    for rows, threads, accelerator in ((memory, 1, "cpu"), (memory, 2, "cuda"), (mapped, 2, "cpu")):
+        assert sparing(Loader(), rows, threads, accelerator) == Loader()
+    assert sparing(Loader(workers=1), memory, 2, "cpu") == Loader(workers=1)
 
 
 def test_the_automatic_order_goes_by_the_size_of_the_rows(tmp_path):

@@ -125,7 +125,8 @@ class Loader:
         blocks_above_mb: size of the training rows from which `auto` shuffles by blocks, 1 MB = 10^6 bytes.
         workers: processes that load batches; 0: the training process does.
         ahead: batches that are ready before they are wanted: of each worker, or of a thread where there are none; 0:
-            a batch is loaded when it is wanted.
+            a batch is loaded when it is wanted. The thread is left out where rows are in memory and the training has
+            a thread for every core: it would only slow it down.
         pin_memory: whether batches are put where a GPU copies from without waiting; only with one.
     """
 

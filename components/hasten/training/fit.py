@@ -26,10 +26,10 @@ from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Distillation, Progress, Rows, Task
 from hasten.core.sections import Accelerator, Loader, Step, TrainingSettings
 from hasten.training.batches import Batches
-from hasten.training.cache import cached, resolved
+from hasten.training.cache import cached, resolved, size_bytes
 from hasten.training.determinism import reproducible
 from hasten.training.device import LIGHTNING, device_of
-from hasten.training.loading import BatchLoader, Readings, delivered_bytes
+from hasten.training.loading import BatchLoader, Readings, delivered_bytes, sparing
 from hasten.training.recompute import budgeted
 from hasten.training.sampler import Blocks, ResumableBatches
 from hasten.training.step import compiling, scaled
@@ -132,7 +132,10 @@ def fit(
     if settings.epochs == 0:
         return Fitted(model=student.eval(), curves={})
     delivered = delivered_bytes()
+    row_bytes = size_bytes(rows) / len(rows)
+    loader = resolved(loader, rows)
     rows, cache = cached(rows, loader.cache)
+    loader = sparing(loader, rows, threads, accelerator)
     student.train()  # Lightning keeps each module's mode, and what was rebuilt or pruned comes in eval mode
     with (
         _quiet(),
@@ -148,7 +151,6 @@ def fit(
         whole = scaled(settings, step, len(train))
         steps_per_epoch, part_rows = len(train) // whole.batch_size, math.ceil(whole.batch_size / step.micro_batches)
         total_steps = settings.epochs * steps_per_epoch if steps is None else steps
-        loader = resolved(loader, rows)
         blocks = Blocks(rows=loader.block_rows, window=loader.window_blocks) if loader.order == "blocks" else None
         learner = Learner(
             student,
@@ -192,7 +194,7 @@ def fit(
         tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
         with (
             budgeted(student, step, tensors, part_rows, what) as notes,
-            BatchLoader(train, order, loader, pin=pin, delivered=delivered) as batches,
+            BatchLoader(train, order, loader, pin=pin, delivered=delivered, row_bytes=row_bytes) as batches,
             _little_garbage(),
         ):
             learner.notes += [f"{cache}.", *notes]

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -17,10 +17,12 @@ from typing import Any, Self
 import torch
 from torch.utils.data import DataLoader
 
-from hasten.core.sections import Loader
+from hasten.core.interfaces import Rows
+from hasten.core.processor import num_cores
+from hasten.core.sections import Accelerator, Loader
 from hasten.training.ahead import ahead
 from hasten.training.batches import Batch, Batches, RowByRow, as_is, collate
-from hasten.training.cache import column_bytes
+from hasten.training.cache import column_bytes, mapping
 from hasten.training.sampler import ResumableBatches
 
 
@@ -72,14 +74,24 @@ class BatchLoader:
         loader: how they are fetched; its cache and its order have been seen to.
         pin: whether batches are put where a GPU copies from without waiting.
         delivered: `delivered_bytes` of when reading began; None for now.
+        row_bytes: of a row where it came from; None where that is as the batches have it.
     """
 
     def __init__(
-        self, batches: Batches, order: ResumableBatches, loader: Loader, *, pin: bool, delivered: int | None = None
+        self,
+        batches: Batches,
+        order: ResumableBatches,
+        loader: Loader,
+        *,
+        pin: bool,
+        delivered: int | None = None,
+        row_bytes: float | None = None,
     ) -> None:
         self._batches, self._order, self._ahead, self._pin = batches, order, loader.ahead, pin
         self._delivered = delivered_bytes() if delivered is None else delivered
-        self._batch_bytes = order.batch_size * sum(map(column_bytes, batches.columns)) // len(batches.rows)
+        if row_bytes is None:
+            row_bytes = sum(map(column_bytes, batches.columns)) / len(batches.rows)
+        self._batch_bytes = round(order.batch_size * row_bytes)
         self._torchs = _torchs(batches, order, loader, pin=pin) if loader.row_by_row or loader.workers else None
         self._workers = loader.workers
         self._running: Generator[Batch, None, None] | None = None
@@ -183,6 +195,23 @@ def _torchs(batches: Batches, order: ResumableBatches, loader: Loader, *, pin: b
         # Its own, because a loader draws a number from the global one whenever it is iterated.
         generator=torch.Generator(),
     )
+
+
+def sparing(loader: Loader, rows: Rows, threads: int, accelerator: Accelerator) -> Loader:
+    """The loader without its thread where that would only take a core from the training.
+
+    It gains where it has a core of its own, and where it waits for storage. On two cores, a small CNN on 128 rows of
+    3x32x32 took 0.9 times as long a step with it under one thread, and 1.1 times as long under two.
+
+    Args:
+        rows: where they are kept by now.
+        threads: of the training.
+        accelerator: that trains; under any other than the CPU, cores are free.
+    """
+    waits = any(mapping(values) is not None for values in (*rows.inputs.values(), rows.targets))
+    if waits or accelerator != "cpu" or threads < num_cores():
+        return loader
+    return replace(loader, ahead=0) if loader.workers == 0 else loader
 
 
 def delivered_bytes() -> int | None:
