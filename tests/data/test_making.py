@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from hasten.artefacts.rows import take
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, HastenError
 from hasten.core.interfaces import Silent, Table
 from hasten.data import prepare
 from hasten.data.parquet import Parquet
+from hasten.data.preparers import Preparers
 from hasten.data.transforms import Reshape, Standardize
 from hasten.tasks.classification import Classification
 
@@ -109,3 +110,21 @@ def test_rows_of_the_source_give_what_the_files_give(tmp_path):
     loaded = written(tmp_path / "loaded", source.load())
     assert loaded.test == prepared.test
     assert content(tmp_path / "data") == content(tmp_path / "loaded")
+
+
+def test_a_process_that_is_killed_ends_the_stage_in_one_line_and_what_is_finished_is_kept(tmp_path, monkeypatch):
+    answer = Preparers._answer
+
+    def killed(self, process):
+        first = answer(self, process)
+        for each in self._processes:
+            each.kill()
+        return first
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preparers, "_answer", killed)
+        with pytest.raises(HastenError, match=r"^data: a process .* died of signal SIGKILL"):
+            written(tmp_path / "killed", processes=2)
+    written(tmp_path / "killed")
+    written(tmp_path / "whole")
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
