@@ -14,7 +14,7 @@ from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Columns, Rows, Transform
 
 
-def take(rows: Rows, numbers: NDArray[Any]) -> Rows:
+def take(rows: Rows, numbers: NDArray[Any] | slice) -> Rows:
     """These rows, with all transforms applied that were deferred.
 
     Args:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,12 @@ def file_digest(path: Path) -> str:
 def tree_digests(folder: Path) -> dict[str, Mapping[str, Any]]:
     """Checksum and size in bytes of each file below the folder, by its relative name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    # Reading and hashing large files leaves the interpreter to other threads.
+    with ThreadPoolExecutor() as threads:
+        digests = list(threads.map(file_digest, files))
     return {
-        path.relative_to(folder).as_posix(): {"sha256": file_digest(path), "bytes": path.stat().st_size}
-        for path in files
+        path.relative_to(folder).as_posix(): {"sha256": sha256, "bytes": path.stat().st_size}
+        for path, sha256 in zip(files, digests, strict=True)
     }
 
 

@@ -63,7 +63,7 @@ class ArrayFile:
 
     def write(self, first: int, values: NDArray[Any]) -> None:
         """Writes rows from that place on, through no mapping, so that they count as nobody's memory."""
-        left = memoryview(values.reshape(-1).view(np.uint8))
+        left = memoryview(values.reshape(-1).view(np.uint8).data)
         handle = os.open(self.path, os.O_WRONLY)
         try:
             place = self._place(first)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core.errors import ConfigError
-from hasten.core.interfaces import RowStream, Table
+from hasten.core.interfaces import Columns, RowStream, Table
 from hasten.data.fingerprint import Stream
 from hasten.data.parts import Parts
 
@@ -150,11 +150,13 @@ class Format:
     Attributes:
         name: `Parquet file`.
         schema: the columns of a file.
-        batches: the rows of a file in order, a few thousand at once: only these columns.
+        num_rows: of a file, without reading a column.
+        batches: the rows of a file in order, some at a time: only these columns.
     """
 
     name: str
     schema: Callable[[Path], pa.Schema]
+    num_rows: Callable[[Path], int]
     batches: Callable[[Path, Sequence[str]], Iterator[pa.RecordBatch]]
 
 
@@ -231,32 +233,47 @@ class Reading:
         )
 
     def stream(self) -> RowStream:
-        """The rows of `load`; inputs are read from the files whenever they are asked for, a few thousand rows at once.
+        """All rows, of which only the targets are in memory.
 
         Raises:
-            ConfigError: as `load`; of inputs without nulls to drop, when they are read.
+            ConfigError: as `load`; what is wrong with inputs comes out when they are read, unless `nulls` drops rows.
         """
         notes = [*self.notes, *self.parts.notes]
         rows: list[tuple[str, int]] = []
-        pieces: dict[str, list[NDArray[Any]]] = {}
-        # Which rows count is known without the inputs, unless some are dropped for them.
-        alone = _TARGETS if self.targets and self.nulls == "error" else ""
-        for part, columns in self._pieces(notes, alone):
-            rows.append((part, len(next(iter(columns.values())))))
+        targets: dict[str, list[NDArray[Any]]] = {}
+        for part, num_rows, columns in self._outline(notes):
+            rows.append((part, num_rows))
             for name, piece in columns.items():
-                if name.startswith(_TARGETS):
-                    pieces.setdefault(name, []).append(piece)
+                targets.setdefault(name, []).append(piece)
         return RowStream(
-            num_rows=sum(number for _, number in rows),
+            num_rows=sum(num_rows for _, num_rows in rows),
             pieces=self._inputs,
-            targets=self._labels([np.concatenate(each) for each in pieces.values()], notes),
+            targets=self._labels([np.concatenate(pieces) for pieces in targets.values()], notes),
             parts=self.parts.column(rows),
             notes=tuple(notes),
         )
 
-    def _inputs(self) -> Iterator[dict[str, NDArray[Any]]]:
-        for _, columns in self._pieces([]):
-            yield {name.removeprefix(_INPUTS): array for name, array in columns.items() if name.startswith(_INPUTS)}
+    def _outline(self, notes: list[str]) -> Iterator[tuple[str, int, dict[str, NDArray[Any]]]]:
+        """Parts, numbers of rows and targets of pieces, from as few columns as tell them."""
+        if self.targets is None and self.nulls == "error":
+            self._columns()
+            for part, files in self.files.items():
+                yield part, sum(map(self._num_rows, files)), {}
+            return
+        prefix = "" if self.nulls == "drop" else _TARGETS
+        for part, columns in self._pieces(notes, prefix):
+            targets = {name: values for name, values in columns.items() if name.startswith(_TARGETS)}
+            yield part, len(next(iter(columns.values()))), targets
+
+    def _num_rows(self, file: File) -> int:
+        with readable(file, self.format.name):
+            there = self.format.num_rows(file.path)
+        return there if self.limit is None else min(there, self.limit)
+
+    def _inputs(self) -> Iterator[Columns]:
+        # Which rows are dropped, targets decide too.
+        for _, columns in self._pieces([], "" if self.nulls == "drop" else _INPUTS):
+            yield {name.removeprefix(_INPUTS): values for name, values in columns.items() if name.startswith(_INPUTS)}
 
     def _labels(self, columns: Sequence[NDArray[Any]], notes: list[str]) -> NDArray[Any] | None:
         if not columns:
@@ -269,13 +286,9 @@ class Reading:
             notes.append(f"The texts of {self.targets} are labels now, in their order: {told_classes(list(classes))}.")
         return labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
 
-    def _pieces(self, notes: list[str], alone: str = "") -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-        """Rows of one part at a time: `inputs.<column>` and `targets.<column>` -> values.
-
-        Args:
-            alone: how the names of the columns begin that are read.
-        """
-        columns = {name: column for name, column in self._columns().items() if name.startswith(alone)}
+    def _pieces(self, notes: list[str], prefix: str = "") -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+        """Rows of one part at a time: `inputs.<column>` and `targets.<column>`, or those of one prefix -> values."""
+        columns = {name: column for name, column in self._columns().items() if name.startswith(prefix)}
         seen: dict[str, tuple[NDArray[Any], File]] = {}
         for part, files in self.files.items():
             num_rows = 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge
 
 from hasten.core.errors import ConfigError
-from hasten.core.interfaces import DataSource, Table
+from hasten.core.interfaces import DataSource, RowStream, Table
 from hasten.data.arrow import File, Format, Reading, told_classes
 from hasten.data.parts import SPELLINGS, SPLITS, Parts, parts, spelt
 
@@ -52,6 +52,9 @@ class HfDatasets(DataSource):
     def load(self) -> Table:
         return self._reading().load()
 
+    def stream(self) -> RowStream:
+        return self._reading().stream()
+
     def _reading(self) -> Reading:
         folder = Path(self.path)
         if not folder.exists():
@@ -68,7 +71,7 @@ class HfDatasets(DataSource):
             folders, divided, notes = {"train": folder}, Parts(texts={"train": "+".join(SPLITS)}, notes=()), ()
         return Reading(
             files={text: _files(folders[split]) for split, text in divided.texts.items()},
-            format=Format(name="Arrow stream file", schema=_schema, batches=_batches),
+            format=Format(name="Arrow stream file", schema=_schema, num_rows=_num_rows, batches=_batches),
             parts=divided,
             inputs=self.inputs,
             targets=self.targets,
@@ -124,6 +127,13 @@ def _schema(file: Path) -> pa.Schema:
 
     with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
         return reader.schema
+
+
+def _num_rows(file: Path) -> int:
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
+        return sum(batch.num_rows for batch in reader)
 
 
 def _batches(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS = 1024
 """Rows that are Python objects at once, besides those that are kept."""
+_BATCH_BYTES = 2**23
+"""The same in bytes as the file says that they take: wide rows come fewer at a time."""
+_BUFFER_BYTES = 2**20
+"""Of each column that are read at once, instead of all that a row group has of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,7 @@ class Parquet(DataSource):
             _check_apart({split: files[split] for split in divided.texts})
         return Reading(
             files={text: files[split] for split, text in divided.texts.items()},
-            format=Format(name="Parquet file", schema=_schema, batches=_batches),
+            format=Format(name="Parquet file", schema=_schema, num_rows=_num_rows, batches=_batches),
             parts=divided,
             inputs=self.inputs,
             targets=self.targets,
@@ -125,11 +129,21 @@ def _schema(file: Path) -> pa.Schema:
         return parquet.schema_arrow
 
 
+def _num_rows(file: Path) -> int:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(file) as parquet:
+        return int(parquet.metadata.num_rows)
+
+
 def _batches(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     from pyarrow.parquet import ParquetFile
 
-    with ParquetFile(file, page_checksum_verification=True) as parquet:
-        yield from parquet.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns))
+    with ParquetFile(file, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
+        groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+        row_bytes = sum(group.total_byte_size for group in groups) / max(1, parquet.metadata.num_rows)
+        batch = min(_BATCH_ROWS, max(1, int(_BATCH_BYTES / max(1.0, row_bytes))))
+        yield from parquet.iter_batches(batch_size=batch, columns=list(columns))
 
 
 def pandas_index(schema: pa.Schema) -> tuple[str, ...]:

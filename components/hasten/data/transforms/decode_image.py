@@ -93,7 +93,8 @@ class DecodeImage(Transform):
         try:
             # A palette with transparent colours has to go through RGBA, or Pillow warns.
             whole = image.convert("RGBA") if "transparency" in image.info else image
-            sized = whole.convert(self.mode)
+            whole.load()
+            sized = whole if whole.mode == self.mode else whole.convert(self.mode)
         except _BROKEN as error:
             raise self._refusal(row, f"a broken image: {error}") from error
         if sized.size != (width, height):

@@ -18,21 +18,21 @@ class Moments(NamedTuple):
     """Of the values of each feature so far, in double precision.
 
     Attributes:
-        count: of values a feature.
+        num_values: of a feature.
         mean: (features,).
         squares: (features,) sums of squared differences from the mean.
     """
 
-    count: int
+    num_values: int
     mean: NDArray[np.float64]
     squares: NDArray[np.float64]
 
     def with_more(self, other: Moments) -> Moments:
         """Of both together (Chan, Golub and LeVeque 1983, The American Statistician 37:242)."""
-        count = self.count + other.count
-        away = other.mean - self.mean
-        mean = self.mean + away * (other.count / count)
-        return Moments(count, mean, self.squares + other.squares + away**2 * (self.count * other.count / count))
+        both = self.num_values + other.num_values
+        away, share = other.mean - self.mean, other.num_values / both
+        squares = self.squares + other.squares + away**2 * (self.num_values * share)
+        return Moments(both, self.mean + away * share, squares)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def statistics(values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 def _mean_and_std(of: Moments) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """A feature that is constant on these rows gets the deviation 1, so that it is centred and not blown up."""
-    std = np.sqrt(of.squares / of.count)
+    std = np.sqrt(of.squares / of.num_values)
     constant = std <= 1e-6 * np.maximum(np.abs(of.mean), np.finfo(np.float32).tiny)
     return of.mean, np.where(constant, 1.0, std)
 
