@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS = 1024
 """Rows that are Python objects at once, besides those that are kept."""
+_READ_BYTES = 2**20
+"""Of a column that are read at once, however large the file's groups of rows are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,8 @@ def _schema(file: Path) -> pa.Schema:
 def _batches(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     from pyarrow.parquet import ParquetFile
 
-    with ParquetFile(file, page_checksum_verification=True) as parquet:
+    # Buffered in advance, as by default, all that was read of a file stays in memory until it is closed.
+    with ParquetFile(file, page_checksum_verification=True, pre_buffer=False, buffer_size=_READ_BYTES) as parquet:
         yield from parquet.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns))
 
 
