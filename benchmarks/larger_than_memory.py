@@ -101,7 +101,7 @@ class Notes:
 
     @classmethod
     def of(cls, file: Path) -> Notes:
-        numbers = np.fromfile(file, dtype=np.int64)
+        numbers = np.fromfile(file, dtype=np.int64) if file.exists() else np.empty(0, np.int64)
         rows: dict[int, tuple[int, ...]] = {}
         repeated, changed = [], []
         place = 0
@@ -407,6 +407,8 @@ def _run(
     print(f"| {name} | {ended} | {process.anonymous / 2**20:.0f} | {cached} | {process.seconds:.0f} |", flush=True)
     if process.code != (0 if die_at is None else -signal.SIGKILL):
         raise SystemExit(f"{name}: ended with {ended}")
+    if die_at is not None and die_at not in Notes.of(training.notes).rows:
+        raise SystemExit(f"{name}: was killed before, most likely because memory ran out")
     if process.anonymous > parsed.anonymous_mib * 2**20:
         yield f"{name}: {process.anonymous / 2**20:.0f} MiB of anonymous memory are more than {parsed.anonymous_mib:g}"
 
