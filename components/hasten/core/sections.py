@@ -133,8 +133,8 @@ class Loader:
     cache: Cache = "auto"
     row_by_row: bool = False
     order: Order = "auto"
-    block_rows: Annotated[int, Ge(1)] = 256
-    window_blocks: Annotated[int, Ge(1)] = 64
+    block_rows: Annotated[int, Ge(1)] = 64
+    window_blocks: Annotated[int, Ge(1)] = 256
     blocks_above_mb: Annotated[float, Ge(0)] = 1000.0
     workers: Annotated[int, Ge(0)] = 0
     ahead: Annotated[int, Ge(0)] = 2

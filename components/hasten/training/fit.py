@@ -393,6 +393,7 @@ def _quiet() -> Iterator[None]:
             ".*resuming from a checkpoint that ended before the epoch ended.*",
             ".*The dirpath has changed.*",
             ".*isinstance\\(treespec, LeafSpec\\).*",
+            ".*dynamo_pgo force disabled.*",
             # Where a compiled forward pass has a gap, what comes after it is given tensors with gradients.
             ".*\\.grad attribute of a Tensor that is not a leaf.*",
             # A first step whose scaled gradients overflow is left out, and the learning rate still goes on.
