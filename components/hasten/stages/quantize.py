@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hasten.artefacts.capture import read_graph
+from hasten.artefacts.rows import take
 from hasten.core.construct import arguments, construct, locate
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import GraphPass, TrainedGraphPass
@@ -71,9 +72,9 @@ class Quantize(Stage):
         graph = read_graph(inputs["export"], inputs[module_stage(inputs)])
         calibration = {}
         if method.calibration_rows:
-            train = read(inputs["data"]).rows("train")
+            train = read(inputs["data"]).kept("train")
             order = np.random.default_rng(recipe.config["seed"]).permutation(len(train))[: method.calibration_rows]
-            calibration = {name: values[order] for name, values in train.inputs.items()}
+            calibration = take(train, order).inputs
         family = engine_family(recipe)
         if isinstance(method, GraphPass):
             notes = method(graph, calibration, family, folder)
