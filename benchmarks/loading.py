@@ -361,7 +361,7 @@ class Contender:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name}: its process has ended")
+            raise SystemExit(f"{self.name}: its process has ended with code {self._process.wait()}")
         return json.loads(line)
 
 
