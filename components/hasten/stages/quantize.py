@@ -11,7 +11,7 @@ from hasten.artefacts.capture import read_graph
 from hasten.artefacts.rows import take
 from hasten.core.construct import arguments, construct, locate
 from hasten.core.errors import ConfigError
-from hasten.core.interfaces import GraphPass, TrainedGraphPass
+from hasten.core.interfaces import Columns, GraphPass, TrainedGraphPass
 from hasten.core.processor import has_vnni
 from hasten.core.recipe import Recipe
 from hasten.core.source import libraries
@@ -70,7 +70,7 @@ class Quantize(Stage):
         if not isinstance(method, GraphPass | TrainedGraphPass):
             raise ConfigError(f"quantization._target_={node['_target_']} is no GraphPass")
         graph = read_graph(inputs["export"], inputs[module_stage(inputs)])
-        calibration = {}
+        calibration: Columns = {}
         if method.calibration_rows:
             train = read(inputs["data"]).kept("train")
             order = np.random.default_rng(recipe.config["seed"]).permutation(len(train))[: method.calibration_rows]
