@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, default_collate
 
 from hasten.artefacts.rows import take
 from hasten.core.interfaces import Rows
+from hasten.training.announced import Announced
 
 Batch = tuple[Tensor, ...]
 """Inputs in the order of the signature, targets, and stored answers of a teacher where there are any; (B, ...) each."""
@@ -44,6 +45,11 @@ class Batches(Dataset[Batch]):
         taken = take(self.rows, numbers)
         answers = () if self.answers is None else (self.answers[numbers],)
         return tuple(map(torch.from_numpy, (*taken.inputs.values(), taken.targets, *answers)))
+
+    def announced(self) -> Callable[[NDArray[np.int64]], None]:
+        """Tells the system which rows are wanted soon, where they are mapped from files."""
+        announced, numbers_of = Announced.of(self.columns), self._numbers
+        return lambda numbers: announced(numbers if numbers_of is None else numbers_of[numbers])
 
     def part(self, numbers: NDArray[np.int64]) -> Batches:
         """These rows alone, of all that there are; nothing is copied."""

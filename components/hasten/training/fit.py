@@ -187,7 +187,12 @@ def fit(
             told.append(held_out)
         trainer = _trainer(accelerator, settings.epochs, steps, folder, checkpoint_seconds, told, step, clock)
         order = ResumableBatches(
-            len(train), whole.batch_size, seed, lambda: _position(trainer, steps_per_epoch), blocks=blocks
+            len(train),
+            whole.batch_size,
+            seed,
+            lambda: _position(trainer, steps_per_epoch),
+            blocks=blocks,
+            announce=train.announced() if blocks else lambda numbers: None,
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
         pin = loader.pin_memory and accelerator == "cuda" and torch.cuda.is_available()

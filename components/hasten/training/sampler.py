@@ -41,6 +41,7 @@ class ResumableBatches(Sampler[NDArray[np.int64]]):
         seed: of the order.
         position: gives (epoch, batches of it that are done).
         blocks: in which rows are shuffled; None where any row may follow any other.
+        announce: told the rows of each window before the first batch is drawn from it.
         rank: of this process.
         world_size: number of processes, a divisor of the batch size.
 
@@ -56,6 +57,7 @@ class ResumableBatches(Sampler[NDArray[np.int64]]):
         position: Callable[[], tuple[int, int]],
         *,
         blocks: Blocks | None = None,
+        announce: Callable[[NDArray[np.int64]], None] = lambda numbers: None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -65,6 +67,7 @@ class ResumableBatches(Sampler[NDArray[np.int64]]):
             raise ValueError(f"batch_size {batch_size} can't be shared out evenly among {world_size} processes")
         self.num_rows, self.batch_size, self.seed, self.position = num_rows, batch_size, seed, position
         self.blocks, self.rank, self.world_size = blocks, rank, world_size
+        self._announce = announce
 
     def __len__(self) -> int:
         """Batches of a whole epoch, wherever the training stands."""
@@ -78,7 +81,9 @@ class ResumableBatches(Sampler[NDArray[np.int64]]):
         waiting = np.empty(0, np.int64)
         for _ in range(done, len(self)):
             while len(waiting) < self.batch_size:
-                waiting = np.concatenate([waiting, next(pieces)])
+                piece = next(pieces)
+                self._announce(piece)
+                waiting = np.concatenate([waiting, piece])
             batch, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
             yield batch[self.rank :: self.world_size]
 
