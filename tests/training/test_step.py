@@ -284,16 +284,16 @@ def test_compiled_it_is_the_same_training_again_and_again(tmp_path):
 
 
 def test_says_in_one_line_what_the_compiler_can_not_do(tmp_path, monkeypatch):
-    from torch._inductor import config, cpp_builder
+    from torch._inductor import cpp_builder
     from torch._inductor.exc import InvalidCxxCompiler
 
     def missing():
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
-    monkeypatch.setattr(config, "force_disable_caches", True)
     wanted = r"^trainer\.compile=default can't compile teacher, trainer\.compile=none runs it as it is: .*compiler"
-    with pytest.raises(PassError, match=wanted) as found:
+    # What an earlier test compiled shall not be taken from a cache.
+    with torch.compiler.config.patch(force_disable_caches=True), pytest.raises(PassError, match=wanted) as found:
         train(tmp_path, Step(compile="default"))
     assert "\n" not in str(found.value)
 
