@@ -9,6 +9,7 @@ from hasten.core.trial import Profile, Result, Trial
 from hasten.reporting import plots, quality, units
 from hasten.reporting.facts import machine_facts
 from hasten.reporting.measures import measure
+from hasten.reporting.page import page
 from hasten.reporting.summary import addressed, claim, tried
 
 LIMITS = (
@@ -76,18 +77,10 @@ class Served:
 
 def report(result: Result) -> str:
     """The whole page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("hasten.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     profiles = _profiles(result)
     # The figures come from plots.py, whose SVG writer escapes every text in them.
-    return environment.get_template("report.html").render(
+    return page(
+        "report.html",
         result=result,
         claim=claim(result),
         certificate=result.certificate,

@@ -9,6 +9,7 @@ from typing import Any
 from hasten.core.trial import PHASES, StepProfile, TrainingEvaluation, TrainingResult, Trial
 from hasten.reporting import plots, units
 from hasten.reporting.facts import finite, machine_facts
+from hasten.reporting.page import page
 from hasten.reporting.summary import addressed, tried
 
 LIMITS = (
@@ -147,19 +148,11 @@ def to_json(result: TrainingResult) -> dict[str, Any]:
 
 def report(result: TrainingResult) -> str:
     """The whole page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("hasten.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     by_number = {trial.number: trial for trial in result.trials}
     profiles = _profiles(result)
     # The figures come from plots.py, whose SVG writer escapes every text in them.
-    return environment.get_template("training.html").render(
+    return page(
+        "training.html",
         result=result,
         claim=claim(result),
         facts=facts(result),

@@ -223,7 +223,8 @@ class StageBench:
         self._add_curves(fitted.curves)
         # Where rows are mapped from files it matters what storage delivered; elsewhere it is read once.
         readings = fitted.readings if settled.cache == "disk" or settled.order == "blocks" else ()
-        told = (f"{self.what}, epoch {epoch}: {each.told}." for epoch, each in enumerate(readings, 1) if each.told)
+        first = len(next(iter(fitted.curves.values()), [])) - len(readings) + 1  # of a resumed training not the first
+        told = (f"{self.what}, epoch {epoch}: {each.told}." for epoch, each in enumerate(readings, first) if each.told)
         add_notes(self.folder, [*fitted.notes, *told])
         return fitted
 
