@@ -11,8 +11,8 @@ the page cache: what is compared is work, not disks.
 
 Prints a Markdown table: medians over the rounds with 95 % intervals, by bootstrap over rounds, of samples per second
 and of the ratio to the fastest of the usual ways, and below it whether hasten keeps its bounds. litdata is left out
-where it is not installed: `pip install --no-deps litdata` and then boto3, obstore and tifffile, for its own requirements
-bring another torch along.
+where it is not installed: `pip install --no-deps litdata`, and then boto3, obstore and tifffile, for what it requires
+brings another torch along.
 """
 
 from __future__ import annotations
