@@ -18,6 +18,7 @@ GROUPS = (
     "target",
     "loader",
     "trainer",
+    "distributed",
     "callbacks",
     "objective",
     "planner",

@@ -19,7 +19,7 @@ from hasten.core.errors import ConfigError
 from hasten.core.interfaces import DataSource, Engine, Pass, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe, nearest
-from hasten.core.sections import Callbacks, Loader, Metric, Split, Step, Trainer, TrainingSettings
+from hasten.core.sections import Callbacks, Distributed, Loader, Metric, Split, Step, Trainer, TrainingSettings
 from hasten.core.training_objective import TRAINING, TrainingObjective
 
 COMPONENTS = (
@@ -39,6 +39,7 @@ SECTIONS: Mapping[str, type] = {
     "target": Target,
     "loader": Loader,
     "trainer": Trainer,
+    "distributed": Distributed,
     "callbacks": Callbacks,
     "data.split": Split,
     "model.training": TrainingSettings,
@@ -64,6 +65,7 @@ REQUIRED = (
     "target",
     "loader",
     "trainer",
+    "distributed",
 )
 
 
@@ -335,6 +337,7 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
     if reason := untrainable(config["trainer"]["accelerator"]):
         yield reason
     yield from _step(config["trainer"])
+    yield from _distributed(config)
     chosen = {group: bool(config[group].get("_target_")) for group in ("distillation", "pruning", "quantization")}
     chosen["student"] = bool(config["student"].get("arch"))
     chosen["quantization.training"] = bool((config["quantization"].get("training") or {}).get("epochs"))
@@ -373,6 +376,24 @@ def _step(trainer: Mapping[str, Any]) -> Iterator[str]:
         yield from error.problems
         return
     yield from uncalculable(step, trainer["accelerator"])
+
+
+def _distributed(config: Mapping[str, Any]) -> Iterator[str]:
+    """Why trainings can't be spread like that."""
+    try:
+        spread = Distributed.of(config["distributed"])
+    except ConfigError as error:
+        yield from error.problems
+        return
+    if spread.kind == "single":
+        return
+    chosen = f"distributed={spread.kind}"
+    if (accelerator := config["trainer"]["accelerator"]) != "cpu":
+        yield f"{chosen} can't be combined with trainer.accelerator={accelerator}: it trains on processors alone"
+    if config["trainer"]["precision"] == "float16":
+        yield f"{chosen} can't be combined with trainer.precision=float16: trainer.precision=bfloat16 scales no loss"
+    if config["objective"].get("optimize") == TRAINING:
+        yield f"{chosen} can't be combined with objective=training, which measures one process: distributed=single"
 
 
 def _integers(recipe: Recipe) -> Iterator[str]:

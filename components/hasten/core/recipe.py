@@ -43,6 +43,7 @@ RESULT_SECTIONS = (
     "target",
     "loader",
     "trainer",
+    "distributed",
 )
 """Sections that decide what a recipe gives. Tracking, callbacks, objective and planner never do."""
 

@@ -40,6 +40,7 @@ class Schema:
     target: Any = None
     loader: Any = None
     trainer: Any = None
+    distributed: Any = None
     callbacks: Any = None
     objective: Any = None
     planner: Any = None

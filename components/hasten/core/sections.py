@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
@@ -19,6 +19,8 @@ Kernels = Literal["fused", "foreach", "for_loop"]
 LearningRateScaling = Literal["none", "sqrt", "linear"]
 Cache = Literal["auto", "memory", "disk", "none"]
 Order = Literal["auto", "rows", "blocks"]
+Spread = Literal["single", "ddp"]
+Compression = Literal["none", "float16", "bfloat16", "powersgd"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ class Step:
         activation_budget_mb: memory for activations kept from the forward to the backward pass, 1 MB = 10^6 bytes; as
             much as needed is calculated again instead of kept (Chen et al. 2016), which takes the memory of one block
             at a time besides. None keeps all.
+        clip_norm: norm of all gradients together above which they are scaled down to it (Pascanu et al. 2013); None
+            leaves them as they are.
     """
 
     precision: FloatFormat = "float32"
@@ -73,8 +77,14 @@ class Step:
     lr_scaling: LearningRateScaling = "sqrt"
     micro_batches: Annotated[int, Ge(1)] = 1
     activation_budget_mb: Annotated[float, Gt(0)] | None = None
+    clip_norm: Annotated[float, Gt(0)] | None = None
 
     def __post_init__(self) -> None:
+        if self.clip_norm is not None and self.precision == "float16":
+            raise ConfigError(
+                f"trainer.clip_norm={self.clip_norm:g} can't be combined with trainer.precision=float16, whose "
+                "gradients are scaled: trainer.precision=bfloat16 needs no scaling"
+            )
         if self.compile != "none" and self.activation_budget_mb is not None:
             raise ConfigError(
                 f"trainer.activation_budget_mb={self.activation_budget_mb:g} can't be combined with "
@@ -139,6 +149,58 @@ class Loader:
     workers: Annotated[int, Ge(0)] = 0
     ahead: Annotated[int, Ge(0)] = 2
     pin_memory: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distributed:
+    """How a training is spread over processes, and what becomes of it when one of them dies.
+
+    Attributes:
+        kind: `ddp`: every process has the whole model and its share of each batch's rows; gradients are averaged.
+        devices: processes, each with `trainer.threads` threads.
+        bucket_mb: size of the buckets in which gradients are averaged while the backward pass goes on, 1 MB = 2^20
+            bytes, as of PyTorch.
+        static_graph: every step uses the same parameters in the same order.
+        unused_parameters: some parameters may have no part in a step's loss.
+        bucket_views: gradients lie in their buckets, and are not copied there.
+        compression: of gradients on their way: in half precision, or as a product of two thin matrices
+            (PowerSGD, Vogels et al. 2019), with error feedback.
+        powersgd_rank: columns of these matrices.
+        powersgd_start: steps before the first that is compressed by PowerSGD.
+        timeout_seconds: after which a collective that somebody does not come to ends the process.
+        max_restarts: times that the processes are started again, from the last checkpoint, after one has died.
+    """
+
+    kind: Spread = "single"
+    devices: Annotated[int, Ge(1)] = 1
+    bucket_mb: Annotated[float, Gt(0)] = 25.0
+    static_graph: bool = False
+    unused_parameters: bool = False
+    bucket_views: bool = True
+    compression: Compression = "none"
+    powersgd_rank: Annotated[int, Ge(1)] = 1
+    powersgd_start: Annotated[int, Ge(2)] = 10
+    timeout_seconds: Annotated[float, Gt(0)] = 60.0
+    max_restarts: Annotated[int, Ge(0)] = 3
+
+    def __post_init__(self) -> None:
+        if self.kind == "single" and self.devices > 1:
+            raise ConfigError(
+                f"distributed=single is one process, and distributed.devices={self.devices}: distributed=ddp spreads a "
+                "training over several"
+            )
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> Distributed:
+        """From the section `distributed` of a checked config."""
+        return cls(**section)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What decides the result of a training; empty where one process trains."""
+        if self.kind == "single":
+            return {}
+        return {name: value for name, value in asdict(self).items() if name not in ("timeout_seconds", "max_restarts")}
 
 
 @dataclass(frozen=True, kw_only=True)

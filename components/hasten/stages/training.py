@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,10 +15,11 @@ from hasten.core.errors import ConfigError
 from hasten.core.files import digest, file_digest, read_json, write_json
 from hasten.core.interfaces import Augment, Distillation, Graph, Rows, Task
 from hasten.core.recipe import Recipe
-from hasten.core.sections import Loader, Step, TrainingSettings
+from hasten.core.sections import Distributed, Loader, Step, TrainingSettings
 from hasten.data.prepare import Prepared, read
 from hasten.stages.answers import teacher_outputs
 from hasten.stages.data import source, task
+from hasten.stages.group import train
 from hasten.stages.rehearsal import Rehearsal, rehearsal_ingredients
 from hasten.stages.stage import (
     Tools,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     import torch
 
+    from hasten.distributed.group import Group
     from hasten.training.step_clock import StepClock
 
 CURVES = "curves.json"
@@ -68,6 +71,7 @@ def training_config(recipe: Recipe, section: str) -> dict[str, Any]:
         "threads": recipe.config["trainer"]["threads"],
         "accelerator": recipe.config["trainer"]["accelerator"],
         "step": asdict(Step.of(recipe.config["trainer"])),
+        **({"distributed": spread} if (spread := Distributed.of(recipe.config["distributed"]).result) else {}),
         "order": order_config(loader(recipe)),
         "task": arguments(recipe.section("task")),
         "augment": recipe.section("data")["augment"],
@@ -179,10 +183,59 @@ class StageBench:
             steps: in place of the section's epochs.
             clock, callbacks: as of `training.fit.fit`.
         """
+        number = next(self._trainings)
+        # Of its own, so that a pass that trains in rounds does not begin anew with the first when it was killed in the
+        # last.
+        resume = self.folder / (f"resume{number}" if number else "resume")
+        spread = Distributed.of(self.recipe.config["distributed"])
+        if spread.kind == "single":
+            fitted = self.fitted(model, distil=distil, resume=resume, steps=steps, clock=clock, callbacks=callbacks)
+        else:
+            fitted = self._spread(model, spread, distil=distil, resume=resume)
+        self._add_curves(fitted.curves)
+        add_notes(self.folder, [*fitted.notes, *self._told(fitted)])
+        return fitted
+
+    def _spread(self, model: torch.nn.Module, spread: Distributed, *, distil: bool, resume: Path) -> Fitted:
+        """Trains a copy in several processes."""
+        node = self.recipe.section(self.section)["training"]
+        trained = copy.deepcopy(model)
+        if node["epochs"] == 0:
+            return Fitted(model=trained.eval(), curves={})
+        job = {
+            "recipe": self.recipe.config,
+            "section": self.section,
+            "what": self.what,
+            "inputs": {name: str(path) for name, path in self.inputs.items()},
+            "folder": str(self.folder),
+            "resume": str(resume),
+            "checkpoint_seconds": self.tools.checkpoint_seconds,
+            "distil": distil,
+        }
+        threads = self.recipe.config["trainer"]["threads"]
+        found = train(trained, job, spread, threads=threads, what=self.what, progress=self.tools.progress)
+        return Fitted(model=trained.eval(), curves=found["curves"], cache=found["cache"], notes=tuple(found["notes"]))
+
+    def fitted(
+        self,
+        model: torch.nn.Module,
+        *,
+        distil: bool,
+        resume: Path,
+        steps: int | None = None,
+        clock: StepClock | None = None,
+        callbacks: Sequence[pl.Callback] = (),
+        group: Group | None = None,
+    ) -> Fitted:
+        """Trains a copy in this process, and keeps nothing of it but checkpoints.
+
+        Args:
+            resume: folder of the checkpoints.
+            group: as of `training.fit.fit`.
+        """
         node = self.recipe.section("distillation")
         loss, outputs, answers = None, None, None
         teachers: list[torch.nn.Module] = []
-        number = next(self._trainings)
         if distil and declared(node):
             loss = construct(node, "distillation")
             assert isinstance(loss, Distillation)
@@ -193,7 +246,7 @@ class StageBench:
             else:
                 teachers = [rebuild(self.inputs[name]) for name in teaching_stages(self.inputs)]
         rows, settled = training_rows(self.recipe, read(self.inputs["data"]))
-        fitted = fit(
+        return fit(
             model,
             rows,
             TrainingSettings(**self.recipe.section(self.section)["training"]),
@@ -204,9 +257,7 @@ class StageBench:
             seed=self.seed,
             threads=self.recipe.config["trainer"]["threads"],
             accelerator=self.recipe.config["trainer"]["accelerator"],
-            # Of its own, so that a pass that trains in rounds does not begin anew with the first when it was killed in
-            # the last.
-            folder=self.folder / (f"resume{number}" if number else "resume"),
+            folder=resume,
             checkpoint_seconds=self.tools.checkpoint_seconds,
             progress=self.tools.progress,
             what=self.what,
@@ -219,14 +270,15 @@ class StageBench:
             loader=settled,
             # Folders of the store are called by their keys.
             contents=" ".join(self.inputs[name].name for name in ("data", answers) if name),
+            group=group,
         )
-        self._add_curves(fitted.curves)
+
+    def _told(self, fitted: Fitted) -> Iterator[str]:
+        """What storage delivered, one sentence for each epoch."""
         # Where rows are mapped from files it matters what storage delivered; elsewhere it is read once.
-        readings = fitted.readings if settled.cache == "disk" or settled.order == "blocks" else ()
+        readings = fitted.readings if fitted.reads_storage else ()
         first = len(next(iter(fitted.curves.values()), [])) - len(readings) + 1  # of a resumed training not the first
-        told = (f"{self.what}, epoch {epoch}: {each.told}." for epoch, each in enumerate(readings, first) if each.told)
-        add_notes(self.folder, [*fitted.notes, *told])
-        return fitted
+        return (f"{self.what}, epoch {epoch}: {each.told}." for epoch, each in enumerate(readings, first) if each.told)
 
     def _add_curves(self, curves: Mapping[str, Sequence[float]]) -> None:
         file = self.folder / CURVES

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
 
 from hasten.core.errors import HastenError
+from hasten.distributed.group import Group
 
+FIRST_LOOK = 5
+"""Steps of a group of processes after which its first knows how long they take."""
 KEPT = 2
 """Checkpoints that are kept: the latest, and one to go back to."""
 
@@ -82,22 +86,39 @@ class TimedCheckpoints(pl.Callback):  # type: ignore[misc]
 
     Args:
         seconds: between checkpoints.
+        group: of processes whose first decides: its clock is looked at after as many steps as are expected to take so
+            long. None for one alone.
     """
 
-    def __init__(self, folder: Path, seconds: float) -> None:
-        self._folder, self._seconds = folder, seconds
+    def __init__(self, folder: Path, seconds: float, group: Group | None = None) -> None:
+        self._folder, self._seconds, self._group = folder, seconds, group
         self._written = time.monotonic()
+        self._written_at = self._looks_at = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._written = time.monotonic()
+        self._written, self._written_at = time.monotonic(), trainer.global_step
+        self._looks_at = trainer.global_step + FIRST_LOOK
 
     def on_train_batch_end(self, trainer: pl.Trainer, *batch: Any) -> None:
-        if time.monotonic() - self._written < self._seconds:
+        if not self._is_due(trainer.global_step):
             return
         trainer.save_checkpoint(self._folder / f"step={trainer.global_step}.ckpt")
-        for file in sorted(self._folder.glob("step=*.ckpt"), key=_step)[:-KEPT]:
-            file.unlink()
-        self._written = time.monotonic()
+        if trainer.is_global_zero:
+            for file in sorted(self._folder.glob("step=*.ckpt"), key=_step)[:-KEPT]:
+                file.unlink()
+        self._written, self._written_at = time.monotonic(), trainer.global_step
+
+    def _is_due(self, step: int) -> bool:
+        if self._group is None:
+            return time.monotonic() - self._written >= self._seconds
+        if step < self._looks_at:
+            return False
+        passed = time.monotonic() - self._written
+        step_seconds = passed / (step - self._written_at)
+        left = self._seconds - passed if passed < self._seconds else self._seconds
+        due, steps = self._group.agreed((passed >= self._seconds, ceil(left / step_seconds)))
+        self._looks_at = step + steps
+        return due
 
 
 def newest(folder: Path, identity: str) -> Path | None:

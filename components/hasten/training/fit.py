@@ -37,6 +37,7 @@ from hasten.training.step import compiling, scaled
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
+    from hasten.distributed.group import Group
     from hasten.training.lesson import Lesson
     from hasten.training.module import Learner
     from hasten.training.step_clock import StepClock
@@ -56,6 +57,7 @@ class Fitted:
         curves: `train_loss`, with classes `train_accuracy` (means over the epoch's batches, in training mode), `lr`
             (of the epoch's last step), and with a patience `held_out_loss` (in eval mode, at the epoch's end).
         readings: of each epoch that was trained now: of a training that was resumed, those since then.
+        reads_storage: rows are mapped from files, or so many that their order spares storage.
         cache: where the rows were kept and why, a sentence; empty where nothing was read.
         notes: what the user should know of how it was calculated, one sentence each.
     """
@@ -63,6 +65,7 @@ class Fitted:
     model: nn.Module
     curves: Mapping[str, list[float]]
     readings: tuple[Readings, ...] = ()
+    reads_storage: bool = False
     cache: str = ""
     notes: tuple[str, ...] = ()
 
@@ -91,6 +94,7 @@ def fit(
     steps: int | None = None,
     clock: StepClock | None = None,
     callbacks: Sequence[pl.Callback] = (),
+    group: Group | None = None,
 ) -> Fitted:
     """Trains a copy of a model: AdamW (Loshchilov and Hutter 2019), with a schedule of `training.schedule`.
 
@@ -118,6 +122,8 @@ def fit(
         steps: after which the training ends, with its whole schedule in them, in place of `settings.epochs`.
         clock: splits the time of each step into its phases; the result is the same with it.
         callbacks: that only watch.
+        group: of processes that train together, each of which calls this with the same arguments; the first writes the
+            checkpoints. None where this one trains alone.
 
     Raises:
         PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, there is
@@ -139,7 +145,9 @@ def fit(
     student.train()  # Lightning keeps each module's mode, and what was rebuilt or pruned comes in eval mode
     with (
         _quiet(),
-        reproducible(seed, threads, accelerator),
+        # What a model draws, and how rows are changed, is of every process' own.
+        reproducible((seed + (group.rank if group else 0)) % 2**32, threads, accelerator),
+        _synchronized(student, group),
         compiling(step, what),
         _lesson(loss, student, teachers, rows, seed) as lesson,
     ):
@@ -170,8 +178,10 @@ def fit(
                 [
                     *(asdict(settings), asdict(step), total_steps, seed, threads, accelerator),
                     *map(repr, (loss, task, augment, blocks)),
+                    *([] if group is None else [group.spread.result]),
                 ],
             ),
+            group=group,
             diverged=f"lower {key}.lr (now {settings.lr:g})",
             what=what,
         )
@@ -185,7 +195,7 @@ def fit(
                 patience=settings.patience,
             )
             told.append(held_out)
-        trainer = _trainer(accelerator, settings.epochs, steps, folder, checkpoint_seconds, told, step, clock)
+        trainer = _trainer(accelerator, settings.epochs, steps, folder, checkpoint_seconds, told, step, clock, group)
         order = ResumableBatches(
             len(train),
             whole.batch_size,
@@ -193,6 +203,9 @@ def fit(
             lambda: _position(trainer, steps_per_epoch),
             blocks=blocks,
             announce=train.announced() if blocks else lambda numbers: None,
+            rank=group.rank if group else 0,
+            world_size=group.size if group else 1,
+            parts=step.micro_batches,
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
         pin = loader.pin_memory and accelerator == "cuda" and torch.cuda.is_available()
@@ -203,7 +216,7 @@ def fit(
             _little_garbage(),
         ):
             learner.notes += [f"{cache}.", *notes]
-            _run(trainer, learner, batches, folder, accelerator=accelerator, remedy=remedy)
+            _run(trainer, learner, batches, _newest(folder, learner.identity, group), accelerator, remedy)
         if held_out is not None:
             held_out.restore(student)
     if step.layout != "contiguous":
@@ -212,6 +225,7 @@ def fit(
         model=student.cpu().eval(),
         curves=learner.curves,
         readings=tuple(batches.readings),
+        reads_storage=loader.cache == "disk" or loader.order == "blocks",
         cache=cache,
         notes=tuple(notes),
     )
@@ -297,6 +311,30 @@ def _identity(models: Sequence[nn.Module], data: Batches | str, knobs: list[Any]
     return digest.hexdigest()
 
 
+@contextmanager
+def _synchronized(model: nn.Module, group: Group | None) -> Iterator[None]:
+    """Where batch normalization sees the rows of all processes."""
+    if group is None:
+        yield
+        return
+    from hasten.distributed.batch_norm import restore, synchronize
+
+    before = synchronize(model)
+    try:
+        yield
+    finally:
+        restore(before)
+
+
+def _newest(folder: Path, identity: str, group: Group | None) -> Path | None:
+    """The checkpoint to go on from, the same for all processes."""
+    from hasten.training.checkpoint import newest
+
+    if group is None:
+        return newest(folder, identity)
+    return group.agreed(None if group.rank else newest(folder, identity))
+
+
 def _trainer(
     accelerator: Accelerator,
     epochs: int,
@@ -306,10 +344,12 @@ def _trainer(
     callbacks: Sequence[pl.Callback],
     step: Step,
     clock: StepClock | None,
+    group: Group | None,
 ) -> pl.Trainer:
     import pytorch_lightning as pl
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
+    from hasten.distributed.strategy import GroupStrategy
     from hasten.training.checkpoint import CheckpointsOfTpu, DurableCheckpoints, TimedCheckpoints
     from hasten.training.module import RandomState
     from hasten.training.scaling import LossScaling
@@ -317,13 +357,14 @@ def _trainer(
     scaling = [LossScaling(device_of(accelerator).type)] if step.precision == "float16" else []
     return pl.Trainer(
         accelerator=LIGHTNING[accelerator],
-        devices=1,
+        devices=group.size if group else 1,
+        strategy=GroupStrategy() if group else "auto",
         max_epochs=epochs if steps is None else -1,
         max_steps=-1 if steps is None else steps,
-        callbacks=[RandomState(), *callbacks, TimedCheckpoints(folder, checkpoint_seconds)],
+        callbacks=[RandomState(group), *callbacks, TimedCheckpoints(folder, checkpoint_seconds, group)],
         # Named, so that a SLURM or torchrun environment round the process is not taken for a cluster to join.
         plugins=[
-            LightningEnvironment(),
+            *([] if group else [LightningEnvironment()]),
             *scaling,
             CheckpointsOfTpu() if accelerator == "tpu" else DurableCheckpoints(),
         ],
@@ -341,16 +382,13 @@ def _run(
     trainer: pl.Trainer,
     learner: Learner,
     batches: BatchLoader,
-    folder: Path,
-    *,
+    checkpoint: Path | None,
     accelerator: Accelerator,
     remedy: str,
 ) -> None:
-    from hasten.training.checkpoint import newest
-
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(learner, batches, ckpt_path=newest(folder, learner.identity), weights_only=True)
+        trainer.fit(learner, batches, ckpt_path=checkpoint, weights_only=True)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

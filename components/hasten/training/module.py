@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Progress, Task
 from hasten.core.sections import Step, TrainingSettings
+from hasten.distributed.group import Group
 from hasten.training.determinism import random_state, restore_random_state
 from hasten.training.lesson import Lesson
 from hasten.training.schedule import scheduler
@@ -39,6 +40,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         steps_per_epoch: batches of a whole epoch.
         total_steps: of the training, over which the learning rate goes through its schedule.
         identity: of the training, kept in its checkpoints.
+        group: that the process trains in; None where it trains alone.
         diverged: what to do where the loss is no number, for the error message.
         what: is trained, for error messages.
 
@@ -63,18 +65,22 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         identity: str,
         diverged: str,
         what: str,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         # A step is calculated here, by `calculate_loss`, `calculate_gradients` and `update_weights`.
         self.automatic_optimization = False
         self.model, self.lesson = model, lesson
-        self._forward = ForwardPass(model, step, device)
+        self._group = group
+        self._forward = ForwardPass(model, step, device, group and group.spread)
+        if lesson is not None and group is not None:
+            lesson.average(group.spread)
         self._task, self._settings, self._step = task, settings, step
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self._names, self._classes, self._augment = names, classes, augment
         self.identity, self._diverged, self._what = identity, diverged, what
         self.curves: dict[str, list[float]] = {name: [] for name in curve_names(classes)}
-        self._sums = {"loss": 0.0, "correct": 0, "rows": 0}
+        self._sums: dict[str, float] = {"loss": 0.0, "correct": 0, "rows": 0}
         self.notes: list[str] = []
         self._last_loss = math.nan
         self._unread: _StepOutcome | None = None
@@ -101,18 +107,25 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         with self._phase("optimizer"):
             optimizer.zero_grad()
         losses, corrects = [], []
-        for part, share in parts(tensors, self._step.micro_batches):
-            with self._phase("forward"):
-                loss, correct = self.calculate_loss(part)
-                if share != 1:
-                    loss = loss * share
-            with self._phase("backward"):
-                self.calculate_gradients(loss)
+        pieces = [*parts(tensors, self._step.micro_batches)]
+        weight = self._weight(len(tensors[0]))
+        for number, (part, share) in enumerate(pieces, 1):
+            with self._forward.communicating(number == len(pieces)):
+                with self._phase("forward"):
+                    loss, correct = self.calculate_loss(part)
+                    if share != 1:
+                        loss = loss * share
+                with self._phase("backward"):
+                    self.calculate_gradients(loss if weight == 1 else loss * weight)
             losses.append(loss.detach())
             corrects.append(correct)
         with self._phase("optimizer"):
             self.update_weights(optimizer)
         self._close_step(_total(losses), _total(corrects), len(tensors[0]))
+
+    def _weight(self, num_rows: int) -> float:
+        """Of this process' mean loss: the mean of all gradients is then that of all rows, whoever has how many."""
+        return 1.0 if self._group is None else num_rows * self._group.size / self.batch_size
 
     def _phase(self, name: str) -> AbstractContextManager[object]:
         """One of `core.trial.PHASES`, told to whatever watches the Trainer."""
@@ -131,6 +144,8 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.manual_backward(loss)
 
     def update_weights(self, optimizer: Any) -> None:
+        if self._step.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), self._step.clip_norm)
         optimizer.step()
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
@@ -171,10 +186,12 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._read()
-        checkpoint |= {"identity": self.identity, "curves": self.curves, "sums": self._sums}
+        checkpoint |= {"identity": self.identity, "curves": self.curves, "sums": self._sums_of_all()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.curves, self._sums = checkpoint["curves"], checkpoint["sums"]
+        if self._group is not None and self._group.rank:
+            self._sums = dict.fromkeys(self._sums, 0)  # the first has those of all
 
     def _close_step(self, loss: Tensor, correct: Tensor | int, rows: int) -> None:
         """Follows the curves. The loss of a step is looked at after the next, so that a GPU is never waited for."""
@@ -204,11 +221,17 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self._sums["rows"] += outcome.rows
 
     def _close_epoch(self, lr: float) -> None:
-        self.curves["train_loss"].append(self._sums["loss"] / self._sums["rows"])
+        sums = self._sums_of_all()
+        self.curves["train_loss"].append(sums["loss"] / sums["rows"])
         if self._classes:
-            self.curves["train_accuracy"].append(self._sums["correct"] / self._sums["rows"])
+            self.curves["train_accuracy"].append(sums["correct"] / sums["rows"])
         self.curves["lr"].append(lr)
         self._sums = {"loss": 0.0, "correct": 0, "rows": 0}
+
+    def _sums_of_all(self) -> dict[str, float]:
+        if self._group is None:
+            return self._sums
+        return dict(zip(self._sums, self._group.total(list(self._sums.values())), strict=True))
 
 
 class _StepOutcome(NamedTuple):
@@ -254,16 +277,21 @@ def curve_names(classes: bool) -> tuple[str, ...]:
 
 
 class RandomState(pl.Callback):  # type: ignore[misc]
-    """Keeps the state of all generators in the checkpoint: a resumed dropout draws what it would have drawn."""
+    """Keeps the state of all generators in the checkpoint: a resumed dropout draws what it would have drawn.
 
-    def __init__(self) -> None:
+    Args:
+        group: of processes, of which each has generators of its own; None for one alone.
+    """
+
+    def __init__(self, group: Group | None = None) -> None:
+        self._group = group
         self._loaded: Mapping[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return random_state()
+        return random_state() if self._group is None else {"processes": self._group.gathered(random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict
+        self._loaded = state_dict if self._group is None else state_dict["processes"][self._group.rank]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._loaded is not None:

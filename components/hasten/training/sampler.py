@@ -43,10 +43,11 @@ class ResumableBatches(Sampler[NDArray[np.int64]]):
         blocks: in which rows are shuffled; None where any row may follow any other.
         announce: told the rows of each window before the first batch is drawn from it.
         rank: of this process.
-        world_size: number of processes, a divisor of the batch size.
+        world_size: number of processes.
+        parts: in which a batch is calculated one after the other; each process has its share of every part.
 
     Raises:
-        ValueError: there is no whole batch, or it can't be shared out evenly.
+        ValueError: there is no whole batch, or a process would get no row of a part.
     """
 
     def __init__(
@@ -60,14 +61,15 @@ class ResumableBatches(Sampler[NDArray[np.int64]]):
         announce: Callable[[NDArray[np.int64]], None] = lambda numbers: None,
         rank: int = 0,
         world_size: int = 1,
+        parts: int = 1,
     ) -> None:
         if not 0 < batch_size <= num_rows:
             raise ValueError(f"batch_size must be in [1, {num_rows}], the number of rows, got {batch_size}")
-        if batch_size % world_size:
-            raise ValueError(f"batch_size {batch_size} can't be shared out evenly among {world_size} processes")
+        if world_size > 1 and batch_size < world_size * parts:
+            raise ValueError(f"batch_size {batch_size} has no row for each of {world_size} processes x {parts} parts")
         self.num_rows, self.batch_size, self.seed, self.position = num_rows, batch_size, seed, position
         self.blocks, self.rank, self.world_size = blocks, rank, world_size
-        self._announce = announce
+        self._announce, self._parts = announce, parts
 
     def __len__(self) -> int:
         """Batches of a whole epoch, wherever the training stands."""
@@ -85,7 +87,12 @@ class ResumableBatches(Sampler[NDArray[np.int64]]):
                 self._announce(piece)
                 waiting = np.concatenate([waiting, piece])
             batch, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
-            yield batch[self.rank :: self.world_size]
+            yield batch if self.world_size == 1 else self._share(batch)
+
+    def _share(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This process' rows of a batch, part by part."""
+        parts = np.array_split(batch, self._parts)
+        return np.concatenate([part[self.rank :: self.world_size] for part in parts])
 
 
 def order(

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hasten.artefacts.module import forward
 from hasten.core.errors import PassError, first_line
-from hasten.core.sections import Compilation, Step, TrainingSettings
+from hasten.core.sections import Compilation, Distributed, Step, TrainingSettings
+from hasten.distributed.data_parallel import Wrapped, averaged
 
 _HALF: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,9 +28,10 @@ class ForwardPass:
     Args:
         model: in training mode.
         device: type of the device that the model will be on, such as `cpu`.
+        spread: over which processes the gradients of the model are averaged; None for this one alone.
     """
 
-    def __init__(self, model: nn.Module, step: Step, device: str) -> None:
+    def __init__(self, model: nn.Module, step: Step, device: str, spread: Distributed | None = None) -> None:
         self._model, self._device = model, device
         self._dtype = _HALF.get(step.precision)
         self._channels_last = step.layout == "channels_last"
@@ -38,12 +40,21 @@ class ForwardPass:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if step.compile != "none":
             self._run = _compiled(step.compile)
+        self._averaged = None if spread is None else averaged(Wrapped(model, self._run), spread)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Outputs in float32."""
         with self._autocast():
-            outputs = self._run(self._model, self._laid_out(inputs))
+            outputs: Tensor = (
+                self._run(self._model, self._laid_out(inputs))
+                if self._averaged is None
+                else self._averaged(dict(self._laid_out(inputs)))
+            )
         return outputs.float()
+
+    def communicating(self, wanted: bool) -> AbstractContextManager[object]:
+        """Forward and backward passes after which gradients are averaged, or only add up in this process."""
+        return nullcontext() if wanted or self._averaged is None else self._averaged.no_sync()
 
     def plain(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Outputs of the model as it will be used: in float32 and not compiled."""

@@ -1,0 +1,68 @@
+"""Batch normalization over the rows of all processes."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SynchronizedBatchNorm(_BatchNorm):
+    """Normalises by mean and variance of the rows of all processes, which may have different numbers of them.
+
+    PyTorch's own layer of that kind refuses the CPU. In eval mode it is what it was made from.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        axes = [0, *range(2, input.ndim)]
+        count = input.new_tensor([input.numel() / input.shape[1]])
+        values = input.float()
+        total: Tensor = all_reduce(torch.cat([values.sum(axes), count]))  # type: ignore[no-untyped-call]
+        mean, number = total[:-1] / total[-1], float(total[-1])
+        if number == 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.shape}")
+        # The squares of differences, not the difference of squares, which would cancel.
+        centred = values - _along_channels(mean, input)
+        variance: Tensor = all_reduce(centred.square().sum(axes)) / number  # type: ignore[no-untyped-call]
+        self._follow(mean.detach(), variance.detach() * number / (number - 1))
+        scaled = centred * _along_channels(torch.rsqrt(variance + self.eps), input)
+        if self.affine:
+            scaled = scaled * _along_channels(self.weight, input) + _along_channels(self.bias, input)
+        return scaled.to(input.dtype)
+
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Moves the running statistics, as `nn.BatchNorm2d` does."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance, momentum)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions from 2 on."""
+
+
+def synchronize(model: nn.Module) -> dict[nn.Module, type[nn.Module]]:
+    """Lets every batch normalization of a model see the rows of all processes; gives what each was before."""
+    before: dict[nn.Module, type[nn.Module]] = {}
+    if dist.get_world_size() > 1:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                before[module] = type(module)
+                module.__class__ = SynchronizedBatchNorm
+    return before
+
+
+def restore(before: dict[nn.Module, type[nn.Module]]) -> None:
+    """Undoes `synchronize`."""
+    for module, kind in before.items():
+        module.__class__ = kind
+
+
+def _along_channels(values: Tensor, input: Tensor) -> Tensor:
+    return values.view(1, -1, *[1] * (input.ndim - 2))

@@ -1,0 +1,54 @@
+"""Gradients averaged over processes, by PyTorch's `DistributedDataParallel`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from hasten.core.sections import Distributed
+
+
+class Wrapped(nn.Module):
+    """A model whose forward pass is calculated by a function of it and its named inputs, such as a compiled one."""
+
+    def __init__(self, model: nn.Module, run: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]) -> None:
+        super().__init__()
+        self.model, self._run = model, run
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self._run(self.model, inputs)
+
+
+def averaged(module: nn.Module, spread: Distributed) -> DistributedDataParallel:
+    """The module, whose gradients are the mean over all processes after every backward pass but those in `no_sync`."""
+    wrapped = DistributedDataParallel(
+        module,
+        bucket_cap_mb=spread.bucket_mb,
+        static_graph=spread.static_graph,
+        find_unused_parameters=spread.unused_parameters,
+        gradient_as_bucket_view=spread.bucket_views,
+        broadcast_buffers=False,  # statistics of batches are of all processes, and equal
+    )
+    if spread.compression == "powersgd":
+        state = powerSGD_hook.PowerSGDState(  # type: ignore[no-untyped-call]
+            process_group=None,
+            matrix_approximation_rank=spread.powersgd_rank,
+            start_powerSGD_iter=spread.powersgd_start,
+            min_compression_rate=1,
+        )
+        wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    elif spread.compression != "none":
+        hook = {"float16": default_hooks.fp16_compress_hook, "bfloat16": _bfloat16}[spread.compression]
+        wrapped.register_comm_hook(None, hook)
+    return wrapped
+
+
+def _bfloat16(state: Any, bucket: dist.GradBucket) -> Future[Tensor]:
+    """PyTorch's hook, which looks at the function that is registered and takes itself only with CUDA."""
+    return default_hooks.bf16_compress_hook(state, bucket)
