@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -21,13 +22,13 @@ class SynchronizedBatchNorm(_BatchNorm):
         axes = [0, *range(2, input.ndim)]
         count = input.new_tensor([input.numel() / input.shape[1]])
         values = input.float()
-        total: Tensor = all_reduce(torch.cat([values.sum(axes), count]))  # type: ignore[no-untyped-call]
-        mean, number = total[:-1] / total[-1], float(total[-1])
+        total = _Total.of(torch.cat([values.sum(axes), count]))
+        mean, number = total[:-1] / total[-1], float(total[-1].detach())
         if number == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.shape}")
         # The squares of differences, not the difference of squares, which would cancel.
         centred = values - _along_channels(mean, input)
-        variance: Tensor = all_reduce(centred.square().sum(axes)) / number  # type: ignore[no-untyped-call]
+        variance = _Total.of(centred.square().sum(axes)) / number
         self._follow(mean.detach(), variance.detach() * number / (number - 1))
         scaled = centred * _along_channels(torch.rsqrt(variance + self.eps), input)
         if self.affine:
@@ -62,6 +63,29 @@ def restore(before: dict[nn.Module, type[nn.Module]]) -> None:
     """Undoes `synchronize`."""
     for module, kind in before.items():
         module.__class__ = kind
+
+
+class _Total(torch.autograd.Function):
+    """Sum over all processes; the gradient of the sum of their losses goes to each."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _summed(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _summed(gradients[0])
+
+    @classmethod
+    def of(cls, values: Tensor) -> Tensor:
+        total: Tensor = cls.apply(values)  # type: ignore[no-untyped-call]
+        return total
+
+
+def _summed(values: Tensor) -> Tensor:
+    total = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
 
 
 def _along_channels(values: Tensor, input: Tensor) -> Tensor:

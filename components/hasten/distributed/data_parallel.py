@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
-from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from hasten.core.sections import Distributed
@@ -27,16 +25,19 @@ class Wrapped(nn.Module):
 
 def averaged(module: nn.Module, spread: Distributed) -> DistributedDataParallel:
     """The module, whose gradients are the mean over all processes after every backward pass but those in `no_sync`."""
-    wrapped = DistributedDataParallel(
-        module,
-        bucket_cap_mb=spread.bucket_mb,
-        static_graph=spread.static_graph,
-        find_unused_parameters=spread.unused_parameters,
-        gradient_as_bucket_view=spread.bucket_views,
-        broadcast_buffers=False,  # statistics of batches are of all processes, and equal
-    )
+    with warnings.catch_warnings():
+        # PyTorch 2.13 has another name for `broadcast_buffers`, which earlier versions do not know.
+        warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*", category=FutureWarning)
+        wrapped = DistributedDataParallel(
+            module,
+            bucket_cap_mb=spread.bucket_mb,
+            static_graph=spread.static_graph,
+            find_unused_parameters=spread.unused_parameters,
+            gradient_as_bucket_view=spread.bucket_views,
+            broadcast_buffers=False,  # statistics of batches are of all processes, and equal
+        )
     if spread.compression == "powersgd":
-        state = powerSGD_hook.PowerSGDState(  # type: ignore[no-untyped-call]
+        state = powerSGD_hook.PowerSGDState(
             process_group=None,
             matrix_approximation_rank=spread.powersgd_rank,
             start_powerSGD_iter=spread.powersgd_start,
@@ -49,6 +50,6 @@ def averaged(module: nn.Module, spread: Distributed) -> DistributedDataParallel:
     return wrapped
 
 
-def _bfloat16(state: Any, bucket: dist.GradBucket) -> Future[Tensor]:
+def _bfloat16(state, bucket):  # type: ignore[no-untyped-def]  # PyTorch compares the annotation, which here is a string
     """PyTorch's hook, which looks at the function that is registered and takes itself only with CUDA."""
     return default_hooks.bf16_compress_hook(state, bucket)

@@ -72,7 +72,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.automatic_optimization = False
         self.model, self.lesson = model, lesson
         self._group = group
-        self._forward = ForwardPass(model, step, device, group and group.spread)
+        self._forward = ForwardPass(model, step, device, None if group is None else group.spread)
         if lesson is not None and group is not None:
             lesson.average(group.spread)
         self._task, self._settings, self._step = task, settings, step
