@@ -72,7 +72,7 @@ def test_compressed_gradients_are_the_same_everywhere_and_others_than_whole_ones
     assert difference(first["weights"], alone[name].model.state_dict()) > 1e-5
 
 
-@pytest.mark.parametrize(("name", "share"), [("float16", 0.5), ("bfloat16", 0.5), ("powersgd", 0.85)])
+@pytest.mark.parametrize(("name", "share"), [("float16", 0.7), ("bfloat16", 0.7), ("powersgd", 0.85)])
 def test_learns_with_compressed_gradients(together, name, share):
     loss = together(name)[0]["curves"]["train_loss"]
     assert loss[-1] < share * loss[0]

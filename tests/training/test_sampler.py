@@ -11,10 +11,10 @@ from hasten.training.sampler import Blocks, ResumableBatches, order
 ORDERS = [None, Blocks(rows=4, window=3), Blocks(rows=1, window=1), Blocks(rows=100, window=2)]
 
 
-def batches(num_rows, batch_size, *, epoch=0, done=0, seed=0, blocks=None, rank=0, world_size=1):
+def batches(num_rows, batch_size, *, epoch=0, done=0, seed=0, blocks=None, rank=0, world_size=1, parts=1):
     position = epoch, done
     sampler = ResumableBatches(
-        num_rows, batch_size, seed, lambda: position, blocks=blocks, rank=rank, world_size=world_size
+        num_rows, batch_size, seed, lambda: position, blocks=blocks, rank=rank, world_size=world_size, parts=parts
     )
     return [batch.tolist() for batch in sampler]
 
@@ -107,8 +107,17 @@ def test_leaves_the_global_generator_alone(blocks):
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_every_process_has_its_share_of_every_part_of_a_batch_whatever_the_sizes():
+    [whole], size, num_parts = batches(11, 11), 3, 2
+    shared = [batches(11, 11, rank=rank, world_size=size, parts=num_parts)[0] for rank in range(size)]
+    halves = np.array_split(whole, num_parts)
+    for rank, rows in enumerate(shared):
+        assert rows == [*halves[0][rank::size], *halves[1][rank::size]]
+    assert sorted(row for rows in shared for row in rows) == sorted(whole)
+
+
 def test_refuses_a_batch_that_can_not_be_filled_or_shared_out():
     with pytest.raises(ValueError, match=r"batch_size must be in \[1, 3\], the number of rows, got 4"):
         batches(3, 4)
-    with pytest.raises(ValueError, match="batch_size 4 can't be shared out evenly among 3 processes"):
-        batches(8, 4, world_size=3)
+    with pytest.raises(ValueError, match="batch_size 4 has no row for each of 3 processes x 2 parts"):
+        batches(8, 4, world_size=3, parts=2)

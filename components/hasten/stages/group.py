@@ -125,10 +125,10 @@ def _end(agent: subprocess.Popen[bytes]) -> None:
 
 def _follow(agent: subprocess.Popen[bytes], folder: Path, what: str, progress: Progress) -> None:
     """Tells the progress of the steps until the training has ended or refused."""
-    shown = 0
-    begun = False
+    shown, begun, ended = 0, False, False
     try:
-        while agent.poll() is None and not (folder / REFUSAL).exists():
+        while not ended:
+            ended = agent.poll() is not None or (folder / REFUSAL).exists()
             if (folder / PROGRESS).exists():
                 done, total = map(int, (folder / PROGRESS).read_text().split())
                 if not begun:
@@ -137,7 +137,8 @@ def _follow(agent: subprocess.Popen[bytes], folder: Path, what: str, progress: P
                 if done > shown:  # after a restart it goes on from a checkpoint, behind what was shown
                     progress.advance(done - shown)
                     shown = done
-            time.sleep(_LOOK_SECONDS)
+            if not ended:
+                time.sleep(_LOOK_SECONDS)
     finally:
         if begun:
             progress.stop()

@@ -157,6 +157,11 @@ def fit(
         data = Batches(rows, teacher_outputs)
         train, judge = _divided(data, rows, settings, seed, key)
         whole = scaled(settings, step, len(train))
+        if group and whole.batch_size < group.size * step.micro_batches:
+            raise PassError(
+                f"{key}.batch_size={whole.batch_size} has no row for each of distributed.devices={group.size} processes"
+                f" in each of trainer.micro_batches={step.micro_batches} parts"
+            )
         steps_per_epoch, part_rows = len(train) // whole.batch_size, math.ceil(whole.batch_size / step.micro_batches)
         total_steps = settings.epochs * steps_per_epoch if steps is None else steps
         blocks = Blocks(rows=loader.block_rows, window=loader.window_blocks) if loader.order == "blocks" else None

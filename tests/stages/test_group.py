@@ -1,0 +1,160 @@
+"""A stage that trains in several processes: what it ends with, and what becomes of it when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import initialize_config_module
+from torch import Tensor
+
+from hasten.artefacts.module import rebuild
+from hasten.core import schema
+from hasten.core.errors import ConfigError, PassError
+from hasten.core.files import read_json
+from hasten.core.preflight import check
+from hasten.core.recipe import Composer, Recipe
+from hasten.core.store import Store
+from hasten.stages.data import Data
+from hasten.stages.stage import Tools, read_notes
+from hasten.stages.teacher import Teacher
+
+SMALL = ("model.arch.widths=[4]", "model.arch.num_blocks=1", "trainer.threads=1", "trainer.batch_size=60")
+SPREAD = ("distributed=ddp",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hydra() -> Iterator[None]:
+    schema.register()
+    with initialize_config_module(config_module="hasten.conf", version_base="1.3"):
+        yield
+
+
+def recipe(*typed: str) -> Recipe:
+    return Composer.of([*SMALL, *typed]).compose()
+
+
+class Told:
+    """What a progress heard."""
+
+    def __init__(self) -> None:
+        self.steps, self.total = 0, 0
+
+    def start(self, what: str, total: int) -> None:
+        self.total = total
+
+    def advance(self, steps: int = 1) -> None:
+        self.steps += steps
+
+    def stop(self) -> None: ...
+
+
+def teacher(asked: Recipe, folder: Path, progress: Told | None = None, seconds: float = 100.0) -> Path:
+    """The folder of the trained model."""
+    store, tools = Store(folder), Tools(checkpoint_seconds=seconds, **({"progress": progress} if progress else {}))
+    data = store.build(Data().ingredients(asked, {}), lambda made: Data().make(asked, {}, made, Tools()))
+    inputs = {"data": data.folder}
+    ingredients = Teacher().ingredients(asked, {"data": data.key})
+    return store.build(ingredients, lambda made: Teacher().make(asked, inputs, made, tools)).folder
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return dict(rebuild(folder).state_dict())
+
+
+def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
+
+
+def ranks(mark: Path) -> list[int]:
+    """Processes that train below this folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"hasten.stages.rank" in command and b"torch.distributed.run" not in command:
+                folder = Path(command[command.index(b"hasten.stages.rank") + 1].decode())
+                if (folder / "job.json").exists() and str(mark) in (folder / "job.json").read_text():
+                    found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_model_that_one_makes(tmp_path: Path) -> None:
+    progress = Told()
+    spread = teacher(recipe(*SPREAD, "trainer.epochs=2"), tmp_path / "two", progress)
+    alone = teacher(recipe("trainer.epochs=2"), tmp_path / "one")
+    assert difference(weights(spread), weights(alone)) <= 1e-5
+    assert read_json(spread / "curves.json").keys() == read_json(alone / "curves.json").keys()
+    assert read_notes(spread) == read_notes(alone)
+    assert progress.steps == progress.total > 0
+    assert not ranks(tmp_path)
+
+
+@pytest.mark.slow
+def test_what_a_process_refuses_is_told_and_not_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(PassError, match=r"the loss became .* lower model\.training\.lr"):
+        teacher(recipe(*SPREAD, "trainer.epochs=3", "trainer.lr=1e30"), tmp_path)
+    assert not ranks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem"),
+    [
+        (("distributed.devices=2",), r"distributed=single is one process, and distributed\.devices=2"),
+        (("distributed=ddp", "trainer.precision=float16"), r"can't be combined with trainer\.precision=float16"),
+        (("distributed=ddp", "objective=training"), r"can't be combined with objective=training"),
+        (
+            ("distributed=ddp", "distributed.static_graph=true", "trainer.micro_batches=2"),
+            r"distributed\.static_graph=true can't be combined with trainer\.micro_batches=2",
+        ),
+    ],
+)
+def test_refuses_what_makes_no_sense(typed: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        check(recipe(*typed))
+
+
+def test_how_often_it_may_be_started_again_is_no_part_of_the_key() -> None:
+    def key(*typed: str) -> str:
+        return Teacher().ingredients(recipe(*typed), {"data": "rows"}).key
+
+    patient = ("distributed.max_restarts=9", "distributed.timeout_seconds=5")
+    assert key(*SPREAD) == key(*SPREAD, *patient)
+    assert len({key(), key(*SPREAD), key(*SPREAD, "distributed.devices=4")}) == 3
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("seed", range(3))
+def test_goes_on_where_it_was_when_processes_are_killed(tmp_path: Path, seed: int) -> None:
+    asked = recipe(*SPREAD, "trainer.epochs=400", "distributed.max_restarts=20", "distributed.timeout_seconds=20")
+    undisturbed = weights(teacher(asked, tmp_path / "undisturbed"))
+    random, ended, kills = torch.Generator().manual_seed(seed), threading.Event(), []
+    store = tmp_path / "killed"
+
+    def kill() -> None:
+        while not ended.wait(8 + 6 * torch.rand(1, generator=random).item()):
+            if victims := ranks(store):
+                victim = victims[int(torch.randint(len(victims), (1,), generator=random))]
+                os.kill(victim, signal.SIGKILL)
+                kills.append(time.monotonic())
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        disturbed = weights(teacher(asked, store, seconds=1.0))
+    finally:
+        ended.set()
+        killer.join()
+    print(f"{len(kills)} kills, largest difference {difference(disturbed, undisturbed):.2g}")
+    assert kills
+    assert difference(disturbed, undisturbed) == 0
