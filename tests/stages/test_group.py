@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,28 +132,43 @@ def test_how_often_it_may_be_started_again_is_no_part_of_the_key() -> None:
     assert len({key(), key(*SPREAD), key(*SPREAD, "distributed.devices=4")}) == 3
 
 
+NUM_KILLS = 10
+
+
+def kill_now_and_then(store: Path, seed: int, ended: threading.Event, kills: list[int]) -> None:
+    """Kills one process at a time: most when the training has gone on since the last kill, some while it starts."""
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(most: float) -> float:
+        return most * torch.rand(1, generator=random).item()
+
+    reached = 0
+    while len(kills) < NUM_KILLS and not ended.wait(0.2):
+        written = [int(file.stem.removeprefix("step=")) for file in store.glob(".work/*/resume/step=*.ckpt")]
+        starting = len(kills) % 5 == 4
+        if not starting and max(written, default=0) <= reached:
+            continue
+        reached = max(written, default=0)
+        if ended.wait(draw(6) if starting else draw(3)):
+            return
+        if victims := ranks(store):
+            os.kill(victims[int(draw(len(victims)))], signal.SIGKILL)
+            kills.append(reached)
+
+
 @pytest.mark.drill
 @pytest.mark.parametrize("seed", range(3))
 def test_goes_on_where_it_was_when_processes_are_killed(tmp_path: Path, seed: int) -> None:
-    asked = recipe(*SPREAD, "trainer.epochs=400", "distributed.max_restarts=20", "distributed.timeout_seconds=20")
+    asked = recipe(*SPREAD, "trainer.epochs=300", "distributed.max_restarts=20", "distributed.timeout_seconds=20")
     undisturbed = weights(teacher(asked, tmp_path / "undisturbed"))
-    random, ended, kills = torch.Generator().manual_seed(seed), threading.Event(), []
-    store = tmp_path / "killed"
-
-    def kill() -> None:
-        while not ended.wait(8 + 6 * torch.rand(1, generator=random).item()):
-            if victims := ranks(store):
-                victim = victims[int(torch.randint(len(victims), (1,), generator=random))]
-                os.kill(victim, signal.SIGKILL)
-                kills.append(time.monotonic())
-
-    killer = threading.Thread(target=kill)
+    store, ended, kills = tmp_path / "killed", threading.Event(), list[int]()
+    killer = threading.Thread(target=kill_now_and_then, args=(store, seed, ended, kills))
     killer.start()
     try:
         disturbed = weights(teacher(asked, store, seconds=1.0))
     finally:
         ended.set()
         killer.join()
-    print(f"{len(kills)} kills, largest difference {difference(disturbed, undisturbed):.2g}")
+    print(f"{len(kills)} kills after steps {kills}: largest difference {difference(disturbed, undisturbed):.2g}")
     assert kills
     assert difference(disturbed, undisturbed) == 0
