@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,6 +133,23 @@ def test_how_often_it_may_be_started_again_is_no_part_of_the_key() -> None:
     patient = ("distributed.max_restarts=9", "distributed.timeout_seconds=5")
     assert key(*SPREAD) == key(*SPREAD, *patient)
     assert len({key(), key(*SPREAD), key(*SPREAD, "distributed.devices=4")}) == 3
+
+
+@pytest.mark.drill
+def test_nobody_trains_on_for_a_parent_that_was_killed(tmp_path: Path) -> None:
+    command = [*SMALL, *SPREAD, "trainer.epochs=2000", "tracking=none", f"store.folder={tmp_path / 'store'}"]
+    with subprocess.Popen([sys.executable, "-m", "hasten.cli", "run", *command], cwd=tmp_path) as parent:
+        try:
+            deadline = time.monotonic() + 120
+            while len(ranks(tmp_path)) < 2 and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert len(ranks(tmp_path)) == 2
+        finally:
+            parent.kill()
+    deadline = time.monotonic() + 30
+    while ranks(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not ranks(tmp_path)
 
 
 NUM_KILLS = 10

@@ -71,7 +71,7 @@ def train(
     with tempfile.TemporaryDirectory(prefix="hasten-group-") as scratch:
         folder = Path(scratch)
         (folder / MODEL).write_bytes(content.getbuffer())
-        write_json(folder / JOB, job)
+        write_json(folder / JOB, {**job, "parent": os.getpid()})
         with _agent(folder, hashlib.sha256(content.getbuffer()).hexdigest(), spread, threads) as (agent, log):
             _follow(agent, folder, what, progress)
             if (folder / REFUSAL).exists():

@@ -9,9 +9,11 @@ import hashlib
 import io
 import os
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -50,6 +52,7 @@ def main() -> None:
     if (folder / REFUSAL).exists():
         return  # another attempt would be refused in the same way
     job = read_json(folder / JOB)
+    Thread(target=_leave_with, args=(job["parent"],), daemon=True).start()
     try:
         _train(job, _model(folder / MODEL, expected), folder)
     except HastenError as error:
@@ -58,6 +61,16 @@ def main() -> None:
     except Exception:
         write_text(folder / f"error-{os.environ['RANK']}.txt", traceback.format_exc())
         raise
+
+
+def _leave_with(parent: int) -> None:
+    """Ends this process when that which wants its result is gone: in peace, so that the agent starts no other."""
+    while True:
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os._exit(0)
+        time.sleep(1)
 
 
 def _model(file: Path, expected: str) -> torch.nn.Module:
