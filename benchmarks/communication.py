@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--rank", type=int, default=4, help="of PowerSGD")
+    parser.add_argument("--rank", type=int, default=8, help="of PowerSGD")
     parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.process is not None:
