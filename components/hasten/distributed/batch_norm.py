@@ -20,8 +20,8 @@ class SynchronizedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         axes = [0, *range(2, input.ndim)]
-        count = input.new_tensor([input.numel() / input.shape[1]])
         values = input.float()
+        count = values.new_tensor([input.numel() / input.shape[1]])  # bfloat16 can't hold it from 257 on
         total = _Total.of(torch.cat([values.sum(axes), count]))
         mean, number = total[:-1] / total[-1], float(total[-1].detach())
         if number == 1:
