@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Interval
 
@@ -19,7 +20,10 @@ Kernels = Literal["fused", "foreach", "for_loop"]
 LearningRateScaling = Literal["none", "sqrt", "linear"]
 Cache = Literal["auto", "memory", "disk", "none"]
 Order = Literal["auto", "rows", "blocks"]
-Spread = Literal["single", "ddp"]
+Spread = Literal["single", "ddp", "fsdp", "tensor", "pipeline", "hybrid", "auto"]
+PipelineSchedule = Literal[
+    "GPipe", "1F1B", "Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"
+]
 Compression = Literal["none", "float16", "bfloat16", "powersgd"]
 
 
@@ -151,15 +155,53 @@ class Loader:
     pin_memory: bool = True
 
 
+class MeshShape(NamedTuple):
+    """How the processes of a training are arranged: four numbers whose product is their number.
+
+    Attributes:
+        pipeline: processes that have the layers of one model, one after the other.
+        replicas: groups that each have all of the model and other rows.
+        shards: processes with other rows among which each parameter, its gradient and its optimizer state are divided.
+        tensor: processes with the same rows that each calculate a part of every layer.
+    """
+
+    pipeline: int
+    replicas: int
+    shards: int
+    tensor: int
+
+    @property
+    def data(self) -> int:
+        """Processes, or groups of them, with rows of their own."""
+        return self.replicas * self.shards
+
+
+_DIVIDING: Mapping[str, tuple[str, ...]] = {
+    "ddp": (),
+    "fsdp": ("shards",),
+    "tensor": ("tensor",),
+    "pipeline": ("pipeline",),
+    "hybrid": ("pipeline", "shards", "tensor"),
+}
+"""Knobs by which a kind divides the model."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distributed:
     """How a training is spread over processes, and what becomes of it when one of them dies.
 
     Attributes:
         kind: `ddp`: every process has the whole model and its share of each batch's rows; gradients are averaged.
+            `fsdp`: as ddp, but parameters, gradients and optimizer states are divided (Zhao et al. 2023). `tensor`:
+            layers are divided (Shoeybi et al. 2019). `pipeline`: the sequence of layers is (Huang et al. 2019).
+            `hybrid`: all of these on one mesh. `auto`: what fits and is expected to take the least time.
         devices: processes, each with `trainer.threads` threads.
+        pipeline: processes among which the sequence of layers is divided; 0: all that are left.
+        shards: processes among which parameters are divided by fsdp; 0: all that are left. Where it is fewer than
+            there are, groups of so many have a copy each.
+        tensor: processes among which each layer is divided; 0: all that are left.
         bucket_mb: size of the buckets in which gradients are averaged while the backward pass goes on, 1 MB = 2^20
-            bytes, as of PyTorch.
+            bytes, as of PyTorch; of ddp, as are the five after it.
         static_graph: every step uses the same parameters in the same order.
         unused_parameters: some parameters may have no part in a step's loss.
         bucket_views: gradients lie in their buckets, and are not copied there.
@@ -167,12 +209,27 @@ class Distributed:
             (PowerSGD, Vogels et al. 2019), with error feedback.
         powersgd_rank: columns of these matrices.
         powersgd_start: steps before the first that is compressed by PowerSGD.
+        average_every: steps after which processes average their parameters, in place of every step's gradients (local
+            SGD, Stich 2019); 1: gradients, at every step. Of ddp.
+        reduce_precision: of gradients while fsdp sums them.
+        cpu_offload: what fsdp divides lies in the processor's memory while it is not used.
+        reshard: fsdp divides the parameters of a block again after its forward pass, and collects them once more for
+            the backward pass; false keeps them.
+        sequence_parallel: what tensor parallelism does not divide by its plan it divides along the sequence
+            (Korthikanti et al. 2022), where the plan says so.
+        schedule: of a pipeline's micro-batches, of which there are `trainer.micro_batches`.
         timeout_seconds: after which a collective that somebody does not come to ends the process.
         max_restarts: times that the processes are started again, from the last checkpoint, after one has died.
+        mtbf_hours: mean time between failures of any of the processes, by which the interval of checkpoints is chosen
+            from what one costs (Young 1974; Daly 2006); None: `callbacks.checkpoint_seconds`.
+        bandwidth_mbit: between two processes, 10^6 bits per second; None: what is measured.
     """
 
     kind: Spread = "single"
     devices: Annotated[int, Ge(1)] = 1
+    pipeline: Annotated[int, Ge(0)] = 1
+    shards: Annotated[int, Ge(0)] = 1
+    tensor: Annotated[int, Ge(0)] = 1
     bucket_mb: Annotated[float, Gt(0)] = 25.0
     static_graph: bool = False
     unused_parameters: bool = False
@@ -180,8 +237,16 @@ class Distributed:
     compression: Compression = "none"
     powersgd_rank: Annotated[int, Ge(1)] = 1
     powersgd_start: Annotated[int, Ge(2)] = 10
+    average_every: Annotated[int, Ge(1)] = 1
+    reduce_precision: Literal["float32", "bfloat16"] = "float32"
+    cpu_offload: bool = False
+    reshard: bool = True
+    sequence_parallel: bool = False
+    schedule: PipelineSchedule = "1F1B"
     timeout_seconds: Annotated[float, Gt(0)] = 60.0
     max_restarts: Annotated[int, Ge(0)] = 3
+    mtbf_hours: Annotated[float, Gt(0)] | None = None
+    bandwidth_mbit: Annotated[float, Gt(0)] | None = None
 
     def __post_init__(self) -> None:
         if self.kind == "single" and self.devices > 1:
@@ -189,18 +254,54 @@ class Distributed:
                 f"distributed=single is one process, and distributed.devices={self.devices}: distributed=ddp spreads a "
                 "training over several"
             )
+        dividing = _DIVIDING.get(self.kind, ())
+        if self.kind != "auto":
+            for knob in ("pipeline", "shards", "tensor"):
+                if knob not in dividing and (given := getattr(self, knob)) != 1:
+                    raise ConfigError(
+                        f"distributed.{knob}={given} is none of distributed={self.kind}'s: distributed=hybrid combines "
+                        "pipeline, shards and tensor"
+                    )
+        self.mesh(self.devices)
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Distributed:
         """From the section `distributed` of a checked config."""
         return cls(**section)
 
+    def mesh(self, size: int) -> MeshShape:
+        """How so many processes are arranged; those that divide nothing are replicas.
+
+        Raises:
+            ConfigError: they can't be divided like that.
+        """
+        wanted = {name: getattr(self, name) for name in ("pipeline", "shards", "tensor")}
+        told = ", ".join(f"distributed.{name}={number}" for name, number in wanted.items() if number != 1)
+        left, rest = divmod(size, math.prod(number for number in wanted.values() if number))
+        if rest or not left:
+            raise ConfigError(f"distributed.devices={size} can't be divided by {told}")
+        open_ = [name for name, number in wanted.items() if number == 0]
+        if len(open_) > 1:
+            raise ConfigError(f"{told}: only one of them can be 0, which is all that are left")
+        filled = wanted | dict.fromkeys(open_, left)
+        shape = MeshShape(replicas=1 if open_ else left, **filled)
+        if self.kind in ("tensor", "pipeline") and shape.data > 1:
+            raise ConfigError(
+                f"distributed={self.kind} with {told} leaves {shape.data} groups of distributed.devices={size}: "
+                "distributed=hybrid gives them rows of their own"
+            )
+        return shape
+
     @property
     def result(self) -> dict[str, Any]:
         """What decides the result of a training; empty where one process trains."""
         if self.kind == "single":
             return {}
-        return {name: value for name, value in asdict(self).items() if name not in ("timeout_seconds", "max_restarts")}
+        return {name: value for name, value in asdict(self).items() if name not in _RUNNING}
+
+
+_RUNNING = ("timeout_seconds", "max_restarts", "mtbf_hours", "bandwidth_mbit")
+"""Knobs of `distributed` that leave the result of a training as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hasten.distributed.group import Group
+
 
 class SynchronizedBatchNorm(_BatchNorm):
-    """Normalises by mean and variance of the rows of all processes, which may have different numbers of them.
+    """Normalises by mean and variance of the rows of several processes, which may have different numbers of them.
 
     PyTorch's own layer of that kind refuses the CPU. In eval mode it is what it was made from.
+
+    Attributes:
+        rows_group: the processes; None for all.
     """
+
+    rows_group: dist.ProcessGroup | None
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -22,13 +29,13 @@ class SynchronizedBatchNorm(_BatchNorm):
         axes = [0, *range(2, input.ndim)]
         values = input.float()
         count = values.new_tensor([input.numel() / input.shape[1]])  # bfloat16 can't hold it from 257 on
-        total = _Total.of(torch.cat([values.sum(axes), count]))
+        total = _Total.of(torch.cat([values.sum(axes), count]), self.rows_group)
         mean, number = total[:-1] / total[-1], float(total[-1].detach())
         if number == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.shape}")
         # The squares of differences, not the difference of squares, which would cancel.
         centred = values - _along_channels(mean, input)
-        variance = _Total.of(centred.square().sum(axes)) / number
+        variance = _Total.of(centred.square().sum(axes), self.rows_group) / number
         self._follow(mean.detach(), variance.detach() * number / (number - 1))
         scaled = centred * _along_channels(torch.rsqrt(variance + self.eps), input)
         if self.affine:
@@ -48,43 +55,46 @@ class SynchronizedBatchNorm(_BatchNorm):
         """Any number of dimensions from 2 on."""
 
 
-def synchronize(model: nn.Module) -> dict[nn.Module, type[nn.Module]]:
+def synchronize(model: nn.Module, group: Group) -> dict[nn.Module, type[nn.Module]]:
     """Lets every batch normalization of a model see the rows of all processes; gives what each was before."""
     before: dict[nn.Module, type[nn.Module]] = {}
-    if dist.get_world_size() > 1:
+    if group.shape.data > 1:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 before[module] = type(module)
                 module.__class__ = SynchronizedBatchNorm
+                module.rows_group = group.rows_group  # type: ignore[assignment]
     return before
 
 
 def restore(before: dict[nn.Module, type[nn.Module]]) -> None:
     """Undoes `synchronize`."""
     for module, kind in before.items():
+        del module.rows_group
         module.__class__ = kind
 
 
 class _Total(torch.autograd.Function):
-    """Sum over all processes; the gradient of the sum of their losses goes to each."""
+    """Sum over processes; the gradient of the sum of their losses goes to each."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return _summed(values)
+    def forward(ctx: Any, values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        return _summed(values, group)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _summed(gradients[0])
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _summed(gradients[0], ctx.group), None
 
     @classmethod
-    def of(cls, values: Tensor) -> Tensor:
-        total: Tensor = cls.apply(values)  # type: ignore[no-untyped-call]
+    def of(cls, values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        total: Tensor = cls.apply(values, group)  # type: ignore[no-untyped-call]
         return total
 
 
-def _summed(values: Tensor) -> Tensor:
+def _summed(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     total = values.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=group)
     return total
 
 

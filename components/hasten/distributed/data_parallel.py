@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from hasten.core.sections import Distributed
+from hasten.distributed.group import Group
 
 
 class Wrapped(nn.Module):
@@ -23,13 +23,15 @@ class Wrapped(nn.Module):
         return self._run(self.model, inputs)
 
 
-def averaged(module: nn.Module, spread: Distributed) -> DistributedDataParallel:
-    """The module, whose gradients are the mean over all processes after every backward pass but those in `no_sync`."""
+def averaged(module: nn.Module, group: Group) -> DistributedDataParallel:
+    """The module, whose gradients are the mean over those with other rows after each backward pass not in `no_sync`."""
+    spread = group.spread
     with warnings.catch_warnings():
         # PyTorch 2.13 has another name for `broadcast_buffers`, which earlier versions do not know.
         warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*", category=FutureWarning)
         wrapped = DistributedDataParallel(
             module,
+            process_group=group.rows_group,
             bucket_cap_mb=spread.bucket_mb,
             static_graph=spread.static_graph,
             find_unused_parameters=spread.unused_parameters,
@@ -38,7 +40,7 @@ def averaged(module: nn.Module, spread: Distributed) -> DistributedDataParallel:
         )
     if spread.compression == "powersgd":
         state = powerSGD_hook.PowerSGDState(
-            process_group=None,
+            process_group=group.rows_group,
             matrix_approximation_rank=spread.powersgd_rank,
             start_powerSGD_iter=spread.powersgd_start,
             min_compression_rate=1,

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from hasten.core.sections import Distributed
+from hasten.core.sections import Distributed, MeshShape
 
 T = TypeVar("T")
 
@@ -30,10 +32,44 @@ class Group:
     rank: int
     size: int
 
+    @property
+    def shape(self) -> MeshShape:
+        """How the processes are arranged."""
+        return self.spread.mesh(self.size)
+
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        """The processes in the dimensions of `MeshShape`, the last of which are neighbours.
+
+        Made when it is first asked for, which all processes have to do at the same time.
+        """
+        return init_device_mesh("cpu", tuple(self.shape), mesh_dim_names=MeshShape._fields)
+
+    @property
+    def rows_rank(self) -> int:
+        """Number, in `range(shape.data)`, of the share of each batch that this process sees."""
+        shape = self.shape
+        return self.rank // shape.tensor % shape.data
+
+    @property
+    def stage_rank(self) -> int:
+        """Place of this process in the pipeline."""
+        shape = self.shape
+        return self.rank // (shape.data * shape.tensor)
+
+    @cached_property
+    def rows_group(self) -> dist.ProcessGroup | None:
+        """Processes with other rows and the same part of the model; None for all of them. Made as `mesh` is."""
+        if self.shape.data == self.size:
+            return None
+        numbers = torch.arange(self.size).view(-1, self.shape.data, self.shape.tensor).transpose(1, 2)
+        own, _ = dist.new_subgroups_by_enumeration(numbers.reshape(-1, self.shape.data).tolist())
+        return own
+
     def total(self, values: Sequence[float]) -> list[float]:
-        """Sums over all processes."""
+        """Sums over those that have other rows."""
         sums = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=self.rows_group)
         totals: list[float] = sums.tolist()
         return totals
 

@@ -145,8 +145,8 @@ def fit(
     student.train()  # Lightning keeps each module's mode, and what was rebuilt or pruned comes in eval mode
     with (
         _quiet(),
-        # What a model draws, and how rows are changed, is of every process' own.
-        reproducible((seed + (group.rank if group else 0)) % 2**32, threads, accelerator),
+        # What a model draws, and how rows are changed, belongs to the rows.
+        reproducible((seed + (group.rows_rank if group else 0)) % 2**32, threads, accelerator),
         _synchronized(student, group),
         compiling(step, what),
         _lesson(loss, student, teachers, rows, seed) as lesson,
@@ -157,10 +157,10 @@ def fit(
         data = Batches(rows, teacher_outputs)
         train, judge = _divided(data, rows, settings, seed, key)
         whole = scaled(settings, step, len(train))
-        if group and whole.batch_size < group.size * step.micro_batches:
+        if group and whole.batch_size < group.shape.data * step.micro_batches:
             raise PassError(
-                f"{key}.batch_size={whole.batch_size} has no row for each of distributed.devices={group.size} processes"
-                f" in each of trainer.micro_batches={step.micro_batches} parts"
+                f"{key}.batch_size={whole.batch_size} has no row for each of {group.shape.data} processes"
+                f" (distributed.devices={group.size}) in each of trainer.micro_batches={step.micro_batches} parts"
             )
         steps_per_epoch, part_rows = len(train) // whole.batch_size, math.ceil(whole.batch_size / step.micro_batches)
         total_steps = settings.epochs * steps_per_epoch if steps is None else steps
@@ -208,8 +208,8 @@ def fit(
             lambda: _position(trainer, steps_per_epoch),
             blocks=blocks,
             announce=train.announced() if blocks else lambda numbers: None,
-            rank=group.rank if group else 0,
-            world_size=group.size if group else 1,
+            rank=group.rows_rank if group else 0,
+            world_size=group.shape.data if group else 1,
             parts=step.micro_batches,
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
@@ -324,7 +324,7 @@ def _synchronized(model: nn.Module, group: Group | None) -> Iterator[None]:
         return
     from hasten.distributed.batch_norm import restore, synchronize
 
-    before = synchronize(model)
+    before = synchronize(model, group)
     try:
         yield
     finally:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from hasten.artefacts.module import forward
 from hasten.artefacts.wrapper import inner
 from hasten.core.interfaces import Distillation, Task
-from hasten.core.sections import Distributed
 from hasten.distributed.data_parallel import averaged
+from hasten.distributed.group import Group
 from hasten.training.layers import LayerOutputs
 
 
@@ -85,9 +85,9 @@ class Lesson(nn.Module):
             loss = loss + self.loss.layer_loss(student, teacher, list(self.projections))
         return loss
 
-    def average(self, spread: Distributed) -> None:
+    def average(self, group: Group) -> None:
         """Lets the projections learn from the rows of all processes."""
-        self.projections = nn.ModuleList(averaged(each, spread) for each in self.projections)
+        self.projections = nn.ModuleList(averaged(each, group) for each in self.projections)
 
     def teach_on(self, device: torch.device) -> None:
         """Moves the teachers to the student's device; they are none of the modules that go there with the lesson."""

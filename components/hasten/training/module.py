@@ -72,9 +72,9 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.automatic_optimization = False
         self.model, self.lesson = model, lesson
         self._group = group
-        self._forward = ForwardPass(model, step, device, None if group is None else group.spread)
+        self._forward = ForwardPass(model, step, device, group)
         if lesson is not None and group is not None:
-            lesson.average(group.spread)
+            lesson.average(group)
         self._task, self._settings, self._step = task, settings, step
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self._names, self._classes, self._augment = names, classes, augment
@@ -125,7 +125,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
 
     def _weight(self, num_rows: int) -> float:
         """Of this process' mean loss: the mean of all gradients is then that of all rows, whoever has how many."""
-        return 1.0 if self._group is None else num_rows * self._group.size / self.batch_size
+        return 1.0 if self._group is None else num_rows * self._group.shape.data / self.batch_size
 
     def _phase(self, name: str) -> AbstractContextManager[object]:
         """One of `core.trial.PHASES`, told to whatever watches the Trainer."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from hasten.artefacts.module import forward
 from hasten.core.errors import PassError, first_line
-from hasten.core.sections import Compilation, Distributed, Step, TrainingSettings
+from hasten.core.sections import Compilation, Step, TrainingSettings
 from hasten.distributed.data_parallel import Wrapped, averaged
+from hasten.distributed.group import Group
 
 _HALF: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -28,10 +29,10 @@ class ForwardPass:
     Args:
         model: in training mode.
         device: type of the device that the model will be on, such as `cpu`.
-        spread: over which processes the gradients of the model are averaged; None for this one alone.
+        group: of processes over which it is spread; None for this one alone.
     """
 
-    def __init__(self, model: nn.Module, step: Step, device: str, spread: Distributed | None = None) -> None:
+    def __init__(self, model: nn.Module, step: Step, device: str, group: Group | None = None) -> None:
         self._model, self._device = model, device
         self._dtype = _HALF.get(step.precision)
         self._channels_last = step.layout == "channels_last"
@@ -40,7 +41,7 @@ class ForwardPass:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if step.compile != "none":
             self._run = _compiled(step.compile)
-        self._averaged = None if spread is None else averaged(Wrapped(model, self._run), spread)
+        self._averaged = None if group is None else averaged(Wrapped(model, self._run), group)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Outputs in float32."""
