@@ -63,7 +63,9 @@ class Group:
         if self.shape.data == self.size:
             return None
         numbers = torch.arange(self.size).view(-1, self.shape.data, self.shape.tensor).transpose(1, 2)
-        own, _ = dist.new_subgroups_by_enumeration(numbers.reshape(-1, self.shape.data).tolist())
+        groups = numbers.reshape(-1, self.shape.data).tolist()
+        own: dist.ProcessGroup
+        own, _ = dist.new_subgroups_by_enumeration(groups)  # type: ignore[no-untyped-call]
         return own
 
     def total(self, values: Sequence[float]) -> list[float]:
