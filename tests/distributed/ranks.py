@@ -37,6 +37,10 @@ def ddp(**knobs: object) -> Distributed:
     return Distributed(kind="ddp", devices=2, **knobs)
 
 
+def fsdp(**knobs: object) -> Distributed:
+    return Distributed(kind="fsdp", devices=2, shards=0, **knobs)
+
+
 # name -> model, rows of a step, how it is calculated, how it is spread
 CASES = {
     "batch normalization": (with_batch_norm, 32, Step(), ddp()),
@@ -46,6 +50,10 @@ CASES = {
     "clipped": (with_layer_norm, 32, Step(clip_norm=0.05), ddp(bucket_views=False)),
     "float16": (with_layer_norm, 32, Step(), ddp(compression="float16")),
     "bfloat16": (with_layer_norm, 32, Step(), ddp(compression="bfloat16")),
+    "fsdp": (with_layer_norm, 32, Step(), fsdp()),
+    "fsdp, batch normalization": (with_batch_norm, 32, Step(), fsdp()),
+    "fsdp, clipped": (with_layer_norm, 32, Step(clip_norm=0.05), fsdp(reshard=False)),
+    "fsdp, parts of different sizes": (with_layer_norm, 27, Step(micro_batches=3), fsdp()),
     "powersgd": (with_layer_norm, 32, Step(), ddp(compression="powersgd", powersgd_start=2)),
 }
 
@@ -85,7 +93,9 @@ def main() -> None:
         for name, (*_, spread) in CASES.items():
             fitted = trained(name, folder / "resume", replace(group, spread=spread))
             file = folder / f"{name}-{os.environ['RANK']}.pt"
-            torch.save({"weights": fitted.model.state_dict(), "curves": fitted.curves}, file)
+            has_whole = group.rank == 0 or spread.kind == "ddp"
+            weights = fitted.model.state_dict() if has_whole else {}
+            torch.save({"weights": weights, "curves": fitted.curves}, file)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 
 RANKS = Path(__file__).with_name("ranks.py")
 EXACT = ("batch normalization", "shares of different sizes", "parts", "parts of different sizes", "clipped")
+DIVIDED = ("fsdp", "fsdp, batch normalization", "fsdp, clipped", "fsdp, parts of different sizes")
 
 
 def run(size, folder):
@@ -76,3 +77,15 @@ def test_compressed_gradients_are_the_same_everywhere_and_others_than_whole_ones
 def test_learns_with_compressed_gradients(together, name, share):
     loss = together(name)[0]["curves"]["train_loss"]
     assert loss[-1] < share * loss[0]
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_the_first_process_has_the_whole_of_a_divided_model(alone, together, name):
+    assert difference(together(name)[0]["weights"], alone[name].model.state_dict()) <= 1e-5
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_tells_the_curves_of_all_rows_where_the_model_is_divided(alone, together, name):
+    for end in together(name):
+        for curve, values in alone[name].curves.items():
+            assert end["curves"][curve] == pytest.approx(values, abs=1e-5)

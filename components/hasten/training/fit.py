@@ -53,7 +53,8 @@ class Fitted:
     """A trained model in eval mode and its curves, one value per epoch.
 
     Attributes:
-        model: with the weights of its best epoch where the settings have a patience, else of its last.
+        model: with the weights of its best epoch where the settings have a patience, else of its last. Of a group that
+            divides it the first process has the whole one, and each other its own part.
         curves: `train_loss`, with classes `train_accuracy` (means over the epoch's batches, in training mode), `lr`
             (of the epoch's last step), and with a patience `held_out_loss` (in eval mode, at the epoch's end).
         readings: of each epoch that was trained now: of a training that was resumed, those since then.
@@ -224,6 +225,8 @@ def fit(
             _run(trainer, learner, batches, _newest(folder, learner.identity, group), accelerator, remedy)
         if held_out is not None:
             held_out.restore(student)
+        if group is not None and group.divides:
+            student = _together(student, model)
     if step.layout != "contiguous":
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Fitted(
@@ -329,6 +332,18 @@ def _synchronized(model: nn.Module, group: Group | None) -> Iterator[None]:
         yield
     finally:
         restore(before)
+
+
+def _together(divided: nn.Module, model: nn.Module) -> nn.Module:
+    """A copy of the model with the weights of one that was divided; in all processes but the first it is divided."""
+    from hasten.distributed.parameters import whole_state
+
+    state = whole_state(divided)
+    if not state:
+        return divided
+    whole = copy.deepcopy(model)
+    whole.load_state_dict(state)
+    return whole
 
 
 def _newest(folder: Path, identity: str, group: Group | None) -> Path | None:

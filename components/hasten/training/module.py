@@ -15,6 +15,7 @@ from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Progress, Task
 from hasten.core.sections import Step, TrainingSettings
 from hasten.distributed.group import Group
+from hasten.distributed.parameters import by_mesh, clip_gradients
 from hasten.training.determinism import random_state, restore_random_state
 from hasten.training.lesson import Lesson
 from hasten.training.schedule import scheduler
@@ -72,7 +73,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.automatic_optimization = False
         self.model, self.lesson = model, lesson
         self._group = group
-        self._forward = ForwardPass(model, step, device, group)
+        self._forward = ForwardPass(model, step, device)
         if lesson is not None and group is not None:
             lesson.average(group)
         self._task, self._settings, self._step = task, settings, step
@@ -94,6 +95,11 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
     def last_loss(self) -> float:
         """Of the last step, for which a device may have to be waited."""
         return self._last_loss if self._unread is None else self._unread.values()[0]
+
+    def configure_model(self) -> None:
+        """Spreads the model over the processes, after all that is to be known of the whole one was measured."""
+        if self._group is not None:
+            self._forward.spread(self._group)
 
     def on_train_start(self) -> None:
         if self.lesson is not None:
@@ -145,7 +151,10 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
 
     def update_weights(self, optimizer: Any) -> None:
         if self._step.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), self._step.clip_norm)
+            if self._group is None:
+                torch.nn.utils.clip_grad_norm_(self.parameters(), self._step.clip_norm)
+            else:
+                clip_gradients(self.parameters(), self._step.clip_norm, self._group)
         optimizer.step()
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
@@ -175,7 +184,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         # For XLA PyTorch has no kernels but those that run one by one, which XLA fuses.
         kernels = "for_loop" if self.device.type == "xla" else self._step.optimizer_kernels
         optimizer = torch.optim.AdamW(
-            (parameter for parameter in self.parameters() if parameter.requires_grad),
+            [{"params": alike} for alike in by_mesh(each for each in self.parameters() if each.requires_grad)],
             lr=self._settings.lr,
             weight_decay=self._settings.weight_decay,
             fused=kernels == "fused",
