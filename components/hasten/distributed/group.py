@@ -57,6 +57,11 @@ class Group:
         return self.rank // shape.tensor % shape.data
 
     @property
+    def draws(self) -> int:
+        """Number of what the process draws at random: the same for those that calculate parts of the same values."""
+        return self.rank // self.shape.tensor
+
+    @property
     def stage_rank(self) -> int:
         """Place of this process in the pipeline."""
         shape = self.shape

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
+from torch.distributed.tensor import DTensor
 
 from hasten.core.errors import PassError
 from hasten.core.files import read_json, write_json
 from hasten.core.schedules import TWO_STAGES, num_stages, stages_of
 from hasten.distributed.group import Group
 from hasten.distributed.pipeline_cut import Cut, Plan, Traced, planned
+from hasten.distributed.sharded import sharded
 
 CUT = "cut.json"
 """File beside the checkpoints: a training that is started again is cut alike, so that it adds in the same order."""
@@ -119,31 +120,33 @@ class Pipeline:
         self._held = stages_of(schedule, processes, group.stage_rank)
         self.part = _part(model, [graphs[number] for number in self._held])
         self._neighbours = group.mesh["pipeline"].get_group()
-        stages = []
-        for number in self._held:
-            last = number == len(graphs) - 1
-            stages.append(
-                _Stage(
-                    _StageModule(
-                        graphs[number],
-                        overwrites=plan.overwrites[number],
-                        last=last,
-                        inside=inside,
-                        laid_out=laid_out,
-                        run=run,
-                    ),
-                    number,
-                    len(graphs),
-                    torch.device("cpu"),
-                    input_args=tuple(each.example() for each in traced.taken(borders[number], plan.given)),
-                    output_args=tuple(each.example() for each in traced.taken(borders[number + 1], plan.given)),
-                    group=self._neighbours,
-                )
+        self._modules = [
+            _StageModule(
+                graphs[number],
+                overwrites=plan.overwrites[number],
+                last=number == len(graphs) - 1,
+                inside=inside,
+                laid_out=laid_out,
+                run=run,
             )
-        self._stages = stages
+            for number in self._held
+        ]
+        self._stages = [
+            _Stage(
+                module,
+                number,
+                len(graphs),
+                torch.device("cpu"),
+                # With their shapes given, nothing is run to find them out, which would change statistics of batches.
+                input_args=tuple(each.example() for each in traced.taken(borders[number], plan.given)),
+                output_args=tuple(each.example() for each in traced.taken(borders[number + 1], plan.given)),
+                group=self._neighbours,
+            )
+            for number, module in zip(self._held, self._modules, strict=True)
+        ]
         self._first, self._last = 0 in self._held, len(graphs) - 1 in self._held
         self._schedule = get_schedule_class(schedule)(
-            stages if schedule in TWO_STAGES else stages[0],
+            self._stages if schedule in TWO_STAGES else self._stages[0],
             n_microbatches=micro_batches,
             loss_fn=self._loss,
             scale_grads=False,
@@ -152,6 +155,16 @@ class Pipeline:
         self._teller = dist.get_process_group_ranks(self._neighbours)[owners[0]]
         self._judge: Judge | None = None
         self._correct: list[Tensor | int] = []
+
+    def spread(self) -> None:
+        """Divides the parameters of the stages in place among the shards of the group, where there are any."""
+        if self._group.shape.shards > 1:
+            for stage in self._modules:
+                graph = stage.graph
+                targets = dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+                leaves = {graph.get_submodule(target) for target in targets}
+                large = [leaf for leaf in leaves if any(each.ndim > 1 for each in leaf.parameters())]
+                sharded(stage, self._group, [[leaf] for leaf in large])
 
     def step(self, inputs: Sequence[Tensor], judge: Judge, phase: Phase) -> tuple[Tensor, Tensor]:
         """Forward and backward passes of all micro-batches, after which the gradients are those of all rows.
@@ -190,15 +203,16 @@ class Pipeline:
 
     def _average(self) -> None:
         """Lets the gradients be the mean over those with other rows."""
-        number = self._group.shape.data
-        if number == 1:
+        shape = self._group.shape
+        number = shape.data
+        if number == 1 or shape.shards > 1:  # those are averaged while the backward pass goes on
             return
         gradients = [each.grad for each in self.part.parameters() if each.grad is not None]
         for bucket in _buckets(gradients, int(self._group.spread.bucket_mb * 2**20)):
             flat = torch.cat([each.flatten() for each in bucket])
             dist.all_reduce(flat, group=self._group.rows_group)
             flat /= number
-            for each, mean in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+            for each, mean in zip(bucket, torch.split(flat, [each.numel() for each in bucket]), strict=True):
                 each.copy_(mean.view_as(each))
 
     @contextmanager
@@ -210,16 +224,19 @@ class Pipeline:
             yield
 
     def whole_state(self, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of the whole model on the first process; elsewhere what was before.
+        """The state dict of the whole model on the first process; elsewhere it is empty.
 
         Args:
             before: of the model; what no stage uses is taken from it.
         """
-        own = self.part.state_dict() if self._group.rows_rank == 0 else {}
+        state = {name: _whole(value) for name, value in self.part.state_dict().items()}
+        own = state if self._group.rows_rank == 0 else {}
         found: list[Any] | None = [None] * self._group.size if self._group.rank == 0 else None
         dist.gather_object(own, found)
+        if found is None:
+            return {}
         whole = dict(before)
-        for part in found or ():
+        for part in found:
             whole |= part
         return whole
 
@@ -303,6 +320,10 @@ def _add(part: nn.Module, model: nn.Module, name: str) -> None:
         place.register_parameter(last, value)
     elif isinstance(value, Tensor):
         place.register_buffer(last, value, persistent=last not in original._non_persistent_buffers_set)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _buckets(tensors: Sequence[Tensor], size_bytes: int) -> Iterator[list[Tensor]]:

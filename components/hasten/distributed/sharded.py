@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,18 +15,21 @@ from hasten.artefacts.wrapper import inner
 from hasten.distributed.group import Group
 
 
-def sharded(model: nn.Module, group: Group) -> FSDPModule:
+def sharded(model: nn.Module, group: Group, separate: Iterable[Sequence[nn.Module]] | None = None) -> FSDPModule:
     """Divides a model in place among the shards of a group, each block by itself and what is left as one.
 
     Gradients are the mean over all that have other rows: summed over the shards, each of which keeps its part, and over
     the replicas (hybrid shard, Zhao et al. 2023), where there are any.
+
+    Args:
+        separate: modules of each block; None for what a model shows by its sequences of modules.
     """
     spread = group.spread
     mesh = group.mesh["replicas", "shards"] if group.shape.replicas > 1 else group.mesh["shards"]
     reduced = None if spread.reduce_precision == "float32" else getattr(torch, spread.reduce_precision)
     policy = MixedPrecisionPolicy(reduce_dtype=reduced)
-    for block in _separate(model):
-        fully_shard(list(block.modules), mesh=mesh, mp_policy=policy, reshard_after_forward=spread.reshard)
+    for block in _separate(model) if separate is None else separate:
+        fully_shard(list(block), mesh=mesh, mp_policy=policy, reshard_after_forward=spread.reshard)
     whole: FSDPModule = fully_shard(model, mesh=mesh, mp_policy=policy)
     return whole
 
@@ -43,7 +46,7 @@ def adding_up(model: FSDPModule, group: Group) -> Iterator[None]:
         model.set_reshard_after_backward(True)
 
 
-def _separate(model: nn.Module) -> list[Block]:
+def _separate(model: nn.Module) -> list[Sequence[nn.Module]]:
     """Blocks that have matrices, of which none is shared with other parts of the model."""
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
 
@@ -56,7 +59,7 @@ def _separate(model: nn.Module) -> list[Block]:
         return here == {name: uses[name] for name in here}
 
     return [
-        block
+        block.modules
         for block in blocks(inner(model))
         if own(block) and any(parameter.ndim > 1 for module in block.modules for parameter in module.parameters())
     ]

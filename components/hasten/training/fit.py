@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from hasten.distributed.group import Group
+    from hasten.distributed.pipeline import Pipeline
     from hasten.training.lesson import Lesson
     from hasten.training.module import Learner
     from hasten.training.step_clock import StepClock
@@ -147,8 +148,7 @@ def fit(
     with (
         _quiet(),
         # What a model draws, and how rows are changed, belongs to the rows.
-        reproducible((seed + (group.rows_rank if group else 0)) % 2**32, threads, accelerator),
-        _synchronized(student, group),
+        reproducible((seed + (group.draws if group else 0)) % 2**32, threads, accelerator),
         compiling(step, what),
         _lesson(loss, student, teachers, rows, seed) as lesson,
     ):
@@ -166,6 +166,24 @@ def fit(
         steps_per_epoch, part_rows = len(train) // whole.batch_size, math.ceil(whole.batch_size / step.micro_batches)
         total_steps = settings.epochs * steps_per_epoch if steps is None else steps
         blocks = Blocks(rows=loader.block_rows, window=loader.window_blocks) if loader.order == "blocks" else None
+        identity = _identity(
+            [student, *teachers, *([] if lesson is None else [lesson])],
+            data if contents is None else contents,
+            [
+                *(asdict(settings), asdict(step), total_steps, seed, threads, accelerator),
+                *map(repr, (loss, task, augment, blocks)),
+                *([] if group is None else [group.spread.result]),
+            ],
+        )
+        pipeline = None
+        if group and group.shape.pipeline > 1:
+            from hasten.training.pipelined import micro_rows, pipelined, refuse
+
+            refuse(settings, loss, key)
+            first = few(rows, micro_rows(whole, step, group, key))
+            inputs = {name: torch.from_numpy(values) for name, values in first.inputs.items()}
+            pipeline = pipelined(student, inputs, step, group, folder=folder, identity=identity, seed=seed, what=what)
+            student = pipeline.part
         learner = Learner(
             student,
             task,
@@ -178,15 +196,8 @@ def fit(
             augment=augment,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
-            identity=_identity(
-                [student, *teachers, *([] if lesson is None else [lesson])],
-                data if contents is None else contents,
-                [
-                    *(asdict(settings), asdict(step), total_steps, seed, threads, accelerator),
-                    *map(repr, (loss, task, augment, blocks)),
-                    *([] if group is None else [group.spread.result]),
-                ],
-            ),
+            identity=identity,
+            pipeline=pipeline,
             group=group,
             diverged=f"lower {key}.lr (now {settings.lr:g})",
             what=what,
@@ -218,6 +229,7 @@ def fit(
         tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
         with (
             budgeted(student, step, tensors, part_rows, what) as notes,
+            _synchronized(student, group),
             BatchLoader(train, order, loader, pin=pin, delivered=delivered, row_bytes=row_bytes) as batches,
             _little_garbage(),
         ):
@@ -226,7 +238,7 @@ def fit(
         if held_out is not None:
             held_out.restore(student)
         if group is not None and group.divides:
-            student = _together(student, model)
+            student = _together(student, model, pipeline)
     if step.layout != "contiguous":
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Fitted(
@@ -334,11 +346,11 @@ def _synchronized(model: nn.Module, group: Group | None) -> Iterator[None]:
         restore(before)
 
 
-def _together(divided: nn.Module, model: nn.Module) -> nn.Module:
+def _together(divided: nn.Module, model: nn.Module, pipeline: Pipeline | None) -> nn.Module:
     """A copy of the model with the weights of one that was divided; in all processes but the first it is divided."""
     from hasten.distributed.parameters import whole_state
 
-    state = whole_state(divided)
+    state = whole_state(divided) if pipeline is None else pipeline.whole_state(model.state_dict())
     if not state:
         return divided
     whole = copy.deepcopy(model)
