@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hasten.core.interfaces import Rows, Silent
 from hasten.core.sections import Distributed, Step, TrainingSettings
+from hasten.core.tensor_plan import TensorPlan
 from hasten.distributed.group import joined
 from hasten.tasks.classification import Classification
 from hasten.training.fit import Fitted, fit
@@ -27,7 +28,8 @@ class Uneven(nn.Module):
         self.norm = nn.BatchNorm2d(4)
         self.act = nn.ReLU(inplace=True)
         self.blocks = nn.ModuleList(Bottleneck(width) for width in (2, 32, 4, 8))
-        self.head = nn.Sequential(nn.Flatten(), nn.LayerNorm(256), nn.Linear(256, 10))
+        layers = (nn.Flatten(), nn.LayerNorm(256), nn.Linear(256, 32), nn.ReLU(inplace=True), nn.Linear(32, 10))
+        self.head = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> Tensor:
         first = self.act(self.norm(self.stem(image)))
@@ -62,7 +64,33 @@ TWO = {
     "Interleaved1F1B": (Step(micro_batches=4), spread("Interleaved1F1B")),
     "ZBVZeroBubble": (Step(micro_batches=4), spread("ZBVZeroBubble")),
 }
-CASES = {2: TWO}
+FOUR = {
+    "four stages, GPipe": (Step(micro_batches=4), spread("GPipe", devices=4)),
+    "four stages, 1F1B, clipped": (Step(micro_batches=4, clip_norm=0.05), spread("1F1B", devices=4)),
+    "eight stages, Interleaved1F1B": (Step(micro_batches=4), spread("Interleaved1F1B", devices=4)),
+    "eight stages, ZBVZeroBubble": (Step(micro_batches=8), spread("ZBVZeroBubble", devices=4)),
+    "LoopedBFS x replicas": (Step(micro_batches=4), spread("LoopedBFS", devices=4, pipeline=2)),
+    "InterleavedZeroBubble x replicas": (Step(micro_batches=4), spread("InterleavedZeroBubble", devices=4, pipeline=2)),
+    "ZBVZeroBubble x replicas": (Step(micro_batches=4), spread("ZBVZeroBubble", devices=4, pipeline=2)),
+    "DualPipeV x replicas, clipped": (
+        Step(micro_batches=4, clip_norm=0.05),
+        spread("DualPipeV", devices=4, pipeline=2, bucket_mb=0.001),
+    ),
+    "1F1B x replicas": (Step(micro_batches=4), spread("1F1B", devices=4, pipeline=2)),
+    "1F1B x shards, clipped": (Step(micro_batches=4, clip_norm=0.05), spread("1F1B", devices=4, pipeline=2, shards=2)),
+    "Interleaved1F1B x shards": (Step(micro_batches=4), spread("Interleaved1F1B", devices=4, pipeline=2, shards=2)),
+    "1F1B x tensor, clipped": (Step(micro_batches=4, clip_norm=0.05), spread("1F1B", devices=4, pipeline=2, tensor=2)),
+    "ZBVZeroBubble x tensor": (Step(micro_batches=4), spread("ZBVZeroBubble", devices=4, pipeline=2, tensor=2)),
+}
+EIGHT = {
+    "1F1B x replicas x tensor": (Step(micro_batches=4), spread("1F1B", devices=8, pipeline=2, tensor=2)),
+    "1F1B x shards x tensor, clipped": (
+        Step(micro_batches=4, clip_norm=0.05),
+        spread("1F1B", devices=8, pipeline=2, tensor=2, shards=2),
+    ),
+}
+CASES = {2: TWO, 4: FOUR, 8: EIGHT}
+"""Number of processes -> name -> how a step is calculated, and how it is spread."""
 
 
 def rows() -> Rows:
@@ -87,6 +115,7 @@ def trained(step: Step, folder: Path, group: object = None) -> Fitted:
         what="the model",
         key="model.training",
         group=group,
+        plan=TensorPlan(layers={"head.2": "column", "head.4": "row"}),
     )
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from hasten.distributed.group import Group
 
@@ -30,6 +30,23 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
+
+
+def complete_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sums gradients of whole parameters to which each process has added only what its part of a sequence gives."""
+    summands = [(each, grad) for each in parameters if isinstance(grad := each.grad, DTensor) and _is_summand(grad)]
+    if not summands:
+        return
+    mesh = summands[0][1].device_mesh
+    total = torch.cat([grad.to_local().flatten() for _, grad in summands])
+    dist.all_reduce(total, group=mesh.get_group())
+    sums = torch.split(total, [grad.numel() for _, grad in summands])
+    for (parameter, grad), its in zip(summands, sums, strict=True):
+        parameter.grad = DTensor.from_local(its.view(grad.shape), mesh, [Replicate()], run_check=False)
+
+
+def _is_summand(gradient: DTensor) -> bool:
+    return any(placed.is_partial() for placed in gradient.placements)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], most: float, group: Group) -> Tensor:

@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor
 
 from hasten.core.errors import PassError
 from hasten.core.files import read_json, write_json
-from hasten.core.schedules import TWO_STAGES, num_stages, stages_of
+from hasten.core.schedules import TWO_STAGES, WEIGHTS_APART, num_stages, stages_of
+from hasten.core.tensor_plan import WHOLE, TensorPlan
 from hasten.distributed.group import Group
 from hasten.distributed.pipeline_cut import Cut, Plan, Traced, planned
 from hasten.distributed.sharded import sharded
@@ -39,6 +40,7 @@ def agreed_plan(
     folder: Path,
     identity: str,
     inside: Context,
+    plan: TensorPlan,
     what: str,
 ) -> Plan:
     """Where all processes cut a model; the first measures, unless there is a cut of the same training already.
@@ -48,6 +50,7 @@ def agreed_plan(
         folder: of the checkpoints, where the cut is kept.
         identity: of the training.
         inside: the context of forward passes, such as autocast.
+        plan: by which layers are divided among processes.
         what: is cut, for errors.
 
     Raises:
@@ -64,6 +67,7 @@ def agreed_plan(
                 cut=_kept(folder / CUT, identity),
                 inside=inside,
                 seconds=group.spread.timeout_seconds / 4,  # the others wait for it
+                plan=plan if group.shape.tensor > 1 else WHOLE,
                 what=what,
             )
             folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +128,7 @@ class Pipeline:
             _StageModule(
                 graphs[number],
                 overwrites=plan.overwrites[number],
+                apart=schedule in WEIGHTS_APART,
                 last=number == len(graphs) - 1,
                 inside=inside,
                 laid_out=laid_out,
@@ -230,7 +235,7 @@ class Pipeline:
             before: of the model; what no stage uses is taken from it.
         """
         state = {name: _whole(value) for name, value in self.part.state_dict().items()}
-        own = state if self._group.rows_rank == 0 else {}
+        own = state if self._group.rows_rank == 0 and self._group.rank % self._group.shape.tensor == 0 else {}
         found: list[Any] | None = [None] * self._group.size if self._group.rank == 0 else None
         dist.gather_object(own, found)
         if found is None:
@@ -267,6 +272,7 @@ class _StageModule(nn.Module):
         graph: fx.GraphModule,
         *,
         overwrites: bool,
+        apart: bool,
         last: bool,
         inside: Context,
         laid_out: Callable[[Tensor], Tensor],
@@ -274,7 +280,7 @@ class _StageModule(nn.Module):
     ) -> None:
         super().__init__()
         self.graph = graph
-        self._overwrites, self._last = overwrites, last
+        self._overwrites, self._apart, self._last = overwrites, apart, last
         self._inside, self._laid_out, self._run = inside, laid_out, run
 
     def forward(self, *values: Tensor) -> Any:
@@ -284,14 +290,18 @@ class _StageModule(nn.Module):
             outputs = self._run(self.graph, *map(self._laid_out, values))
         if self._last:
             return outputs.float()
-        return tuple(_own(output, values) for output in outputs)
+        return tuple(self._own(output, values) for output in outputs)
 
+    def _own(self, output: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """The output as a contiguous tensor that is none of what the stage took, nor looks into another.
 
-def _own(output: Tensor, values: Sequence[Tensor]) -> Tensor:
-    """The output as a contiguous tensor that is none of what the stage took, nor looks into another."""
-    if output.is_contiguous() and not output._is_view() and not any(output is value for value in values):
-        return output
-    return output.clone(memory_format=torch.contiguous_format)
+        Where gradients of weights are calculated apart, PyTorch detaches it in place before, so it must not be what
+        they are calculated from, either.
+        """
+        taken = any(output is value for value in values) or (self._apart and output.requires_grad)
+        if output.is_contiguous() and not output._is_view() and not taken:
+            return output
+        return output.clone(memory_format=torch.contiguous_format)
 
 
 def _part(model: nn.Module, stages: Sequence[fx.GraphModule]) -> nn.Module:

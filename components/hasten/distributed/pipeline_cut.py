@@ -25,6 +25,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hasten.artefacts.module import forward
 from hasten.core.errors import HastenError, PassError, first_line
+from hasten.core.tensor_plan import WHOLE, TensorPlan
+from hasten.distributed.tensor import fits
 
 TOLERANCE = 0.05
 """Share by which a stage may cost more than in the best cut where less is handed over then: about what measured times
@@ -32,6 +34,8 @@ vary by."""
 _BALANCED = 1.1
 """Cost of the most expensive stage, as a multiple of the mean, from which blocks are divided further."""
 _REPEATS = 3
+_IN_VAIN = 2
+"""Blocks that are looked into one after the other without a better cut before it is left at that."""
 
 _log = logging.getLogger(__name__)
 _SHAPES = {"shape", "ndim", "size", "dim", "ndimension", "numel", "nelement", "stride"}
@@ -125,13 +129,16 @@ class Traced:
         """What the blocks from a place on take from those before it, in order."""
         return [node for node, made in self._places.items() if made < place <= self._last_uses[node]]
 
-    def moved_bytes(self, given: Mapping[str, Given]) -> list[int | None]:
+    def moved_bytes(self, given: Mapping[str, Given], plan: TensorPlan = WHOLE) -> list[int | None]:
         """That are handed over where it is cut before each of the blocks; None where it can't be.
 
-        It can't where there is nothing before, where something is handed over that is no tensor, and where trained
-        parameters or statistics are used on either side.
+        It can't where there is nothing before, where something is handed over that is no tensor, where trained
+        parameters or statistics are used on either side, and between layers that take and give parts of a tensor.
+
+        Args:
+            plan: by which layers are divided among processes.
         """
-        together = self._together()
+        together = [*self._together(), *self._in_parts(plan)]
         found: list[int | None] = []
         for place in range(len(self.blocks)):
             values = [given[node.name] for node in self.handed(place)]
@@ -228,6 +235,18 @@ class Traced:
     def _used(self, node: fx.Node) -> Iterator[Tensor]:
         yield from self._state(node)
         yield from self._read(node)
+
+    def _in_parts(self, plan: TensorPlan) -> Iterator[tuple[int, int]]:
+        """First and last place of blocks between which each process has parts of what is calculated."""
+        first = None
+        for place, node in enumerate(self.blocks):
+            name = str(node.target) if node.op == "call_module" else ""
+            word = next((word for pattern, word in plan.layers.items() if fits(name, pattern)), "")
+            if word == "column" and first is None:
+                first = place
+            elif word == "row" and first is not None:
+                yield first, place
+                first = None
 
     def _together(self) -> list[tuple[int, int]]:
         """First and last place of blocks that can't be apart, since both change the same parameters or statistics."""
@@ -431,17 +450,18 @@ def planned(
     cut: Cut | None = None,
     inside: Callable[[], AbstractContextManager[object]] = nullcontext,
     seconds: float = math.inf,
+    plan: TensorPlan = WHOLE,
     what: str = "the model",
 ) -> Plan:
     """Cuts a model in training mode, which is left as it was, as are the generators.
-
-    A block that is too expensive to be cut well is looked into.
 
     Args:
         inputs: of a micro-batch.
         cut: to be taken where it fits the model; None for one by measured times.
         inside: the context of forward passes, such as autocast.
         seconds: after which nothing else is tried.
+        plan: by which layers are divided among processes; without one, a block that is too expensive to be cut well is
+            looked into.
         what: is cut, for errors.
 
     Raises:
@@ -450,7 +470,7 @@ def planned(
     try:
         traced = None if cut is None else _fitting(model, list(inputs), cut, stages)
         if traced is None or cut is None:
-            traced, cut = _chosen(model, inputs, stages, inside, monotonic() + seconds, what)
+            traced, cut = _chosen(model, inputs, stages, inside, monotonic() + seconds, plan, what)
         given = measured(traced, [*inputs.values()], inside=inside, repeats=0).given
         return Plan(cut=cut, given=given, overwrites=_checked(traced, cut, given, inputs, what))
     except HastenError:
@@ -474,31 +494,35 @@ def _chosen(
     stages: int,
     inside: Callable[[], AbstractContextManager[object]],
     deadline: float,
+    plan: TensorPlan,
     what: str,
 ) -> tuple[Traced, Cut]:
-    traced = Traced(model, list(inputs))
+    traced: Traced | None = Traced(model, list(inputs))
     best: tuple[float, Traced, list[int]] | None = None
     closed: set[str] = set()
-    while True:
+    in_vain = 0
+    while traced is not None:
+        latest = traced
         costs, given = measured(traced, [*inputs.values()], inside=inside, deadline=deadline)
-        moved, trained = traced.moved_bytes(given), traced.trained()
+        moved, trained = traced.moved_bytes(given, plan), traced.trained()
         borders = divided(costs, moved, trained, stages)
         dearest = range(len(costs))
+        mean = sum(costs) / stages
         if borders is not None:
             start, end = max(pairwise(borders), key=lambda pair: sum(costs[slice(*pair)]))
             dearest, cost = range(start, end), sum(costs[start:end])
+            in_vain = 0 if best is None or cost < (1 - TOLERANCE) * best[0] else in_vain + 1
             if best is None or cost < best[0]:
                 best = (cost, traced, borders)
-            if cost <= _BALANCED * sum(costs) / stages or monotonic() > deadline:
+            if cost <= _BALANCED * mean or in_vain == _IN_VAIN or monotonic() > deadline:
                 break
-        deeper = _deeper(traced, list(inputs), sorted(dearest, key=lambda place: -costs[place]), closed)
-        if deeper is None:
-            break
-        traced = deeper
+        large = [place for place in dearest if costs[place] > (_BALANCED - 1) * mean]
+        large.sort(key=lambda place: -costs[place])
+        traced = None if plan.layers else _deeper(traced, list(inputs), large, closed)
     if best is None:
-        raise PassError(_too_few(traced, costs, moved, trained, stages, what))
-    _, traced, borders = best
-    return traced, Cut(opened=traced.opened, before=tuple(traced.names()[place] for place in borders[1:-1]))
+        raise PassError(_too_few(latest, costs, moved, trained, stages, what))
+    _, found, places = best
+    return found, Cut(opened=found.opened, before=tuple(found.names()[place] for place in places[1:-1]))
 
 
 def _deeper(traced: Traced, names: Sequence[str], places: Sequence[int], closed: set[str]) -> Traced | None:

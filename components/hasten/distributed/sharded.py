@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from hasten.artefacts.blocks import Block, blocks
@@ -28,7 +29,10 @@ def sharded(model: nn.Module, group: Group, separate: Iterable[Sequence[nn.Modul
     mesh = group.mesh["replicas", "shards"] if group.shape.replicas > 1 else group.mesh["shards"]
     reduced = None if spread.reduce_precision == "float32" else getattr(torch, spread.reduce_precision)
     policy = MixedPrecisionPolicy(reduce_dtype=reduced)
+    model.register_forward_hook(_own)
     for block in _separate(model) if separate is None else separate:
+        for module in block:
+            module.register_forward_hook(_own)
         fully_shard(list(block), mesh=mesh, mp_policy=policy, reshard_after_forward=spread.reshard)
     whole: FSDPModule = fully_shard(model, mesh=mesh, mp_policy=policy)
     return whole
@@ -44,6 +48,11 @@ def adding_up(model: FSDPModule, group: Group) -> Iterator[None]:
     finally:
         model.set_requires_gradient_sync(True)
         model.set_reshard_after_backward(True)
+
+
+def _own(module: nn.Module, arguments: Any, output: Any) -> Any:
+    """Outputs that are no views: what changes a view where it lies would lose the hook of its backward pass."""
+    return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 
 
 def _separate(model: nn.Module) -> list[Sequence[nn.Module]]:

@@ -25,6 +25,7 @@ from hasten.artefacts.rows import take
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Distillation, Progress, Rows, Task
 from hasten.core.sections import Accelerator, Loader, Step, TrainingSettings
+from hasten.core.tensor_plan import WHOLE, TensorPlan
 from hasten.training.batches import Batches
 from hasten.training.cache import cached, resolved, size_bytes
 from hasten.training.determinism import reproducible
@@ -97,6 +98,7 @@ def fit(
     clock: StepClock | None = None,
     callbacks: Sequence[pl.Callback] = (),
     group: Group | None = None,
+    plan: TensorPlan = WHOLE,
 ) -> Fitted:
     """Trains a copy of a model: AdamW (Loshchilov and Hutter 2019), with a schedule of `training.schedule`.
 
@@ -126,12 +128,13 @@ def fit(
         callbacks: that only watch.
         group: of processes that train together, each of which calls this with the same arguments; the first writes the
             checkpoints. None where this one trains alone.
+        plan: by which they divide the layers of the model.
 
     Raises:
         PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, there is
             no row to hold out, the accelerator can't calculate the same twice, the model can't be compiled, or its
             activations can't be made to fit their budget.
-        ConfigError: the distillation names a layer that there is not.
+        ConfigError: the distillation names a layer that there is not, or the plan does not fit the model.
         ValueError: a distillation loss without a teacher or the other way round, or stored outputs of a teacher that
             can't be its answers: for rows that are changed at random, of another number, or where layers are compared.
     """
@@ -166,6 +169,7 @@ def fit(
         steps_per_epoch, part_rows = len(train) // whole.batch_size, math.ceil(whole.batch_size / step.micro_batches)
         total_steps = settings.epochs * steps_per_epoch if steps is None else steps
         blocks = Blocks(rows=loader.block_rows, window=loader.window_blocks) if loader.order == "blocks" else None
+        tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
         identity = _identity(
             [student, *teachers, *([] if lesson is None else [lesson])],
             data if contents is None else contents,
@@ -181,8 +185,18 @@ def fit(
 
             refuse(settings, loss, key)
             first = few(rows, micro_rows(whole, step, group, key))
-            inputs = {name: torch.from_numpy(values) for name, values in first.inputs.items()}
-            pipeline = pipelined(student, inputs, step, group, folder=folder, identity=identity, seed=seed, what=what)
+            pipeline = pipelined(
+                student,
+                {name: torch.from_numpy(values) for name, values in first.inputs.items()},
+                step,
+                group,
+                plan=plan,
+                tried=tensors,
+                folder=folder,
+                identity=identity,
+                seed=seed,
+                what=what,
+            )
             student = pipeline.part
         learner = Learner(
             student,
@@ -199,6 +213,8 @@ def fit(
             identity=identity,
             pipeline=pipeline,
             group=group,
+            plan=plan,
+            tried=tensors,
             diverged=f"lower {key}.lr (now {settings.lr:g})",
             what=what,
         )
@@ -226,7 +242,6 @@ def fit(
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
         pin = loader.pin_memory and accelerator == "cuda" and torch.cuda.is_available()
-        tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
         with (
             budgeted(student, step, tensors, part_rows, what) as notes,
             _synchronized(student, group),

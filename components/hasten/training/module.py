@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Progress, Task
 from hasten.core.sections import Step, TrainingSettings
+from hasten.core.tensor_plan import WHOLE, TensorPlan
 from hasten.distributed.group import Group
-from hasten.distributed.parameters import by_mesh, clip_gradients
+from hasten.distributed.parameters import by_mesh, clip_gradients, complete_gradients
 from hasten.training.determinism import random_state, restore_random_state
 from hasten.training.lesson import Lesson
 from hasten.training.schedule import scheduler
@@ -45,6 +47,8 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         total_steps: of the training, over which the learning rate goes through its schedule.
         identity: of the training, kept in its checkpoints.
         group: that the process trains in; None where it trains alone.
+        plan: by which layers are divided among its processes.
+        tried: a few rows, on which that is tried.
         diverged: what to do where the loss is no number, for the error message.
         what: is trained, for error messages.
         pipeline: that the model is a part of; None where it is whole.
@@ -71,13 +75,15 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         diverged: str,
         what: str,
         group: Group | None = None,
+        plan: TensorPlan = WHOLE,
+        tried: Mapping[str, Tensor] = MappingProxyType({}),
         pipeline: Pipeline | None = None,
     ) -> None:
         super().__init__()
         # A step is calculated here, by `calculate_loss`, `calculate_gradients` and `update_weights`.
         self.automatic_optimization = False
         self.model, self.lesson = model, lesson
-        self._group, self._pipeline = group, pipeline
+        self._group, self._plan, self._tried, self._pipeline = group, plan, tried, pipeline
         self._forward = ForwardPass(model, step, device)
         if lesson is not None and group is not None:
             lesson.average(group)
@@ -106,7 +112,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         if self._pipeline is not None:
             self._pipeline.spread()
         elif self._group is not None:
-            self._forward.spread(self._group)
+            self._forward.spread(self._group, self._plan, self._tried)
 
     def on_train_start(self) -> None:
         if self.lesson is not None:
@@ -174,6 +180,8 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.manual_backward(loss)
 
     def update_weights(self, optimizer: Any) -> None:
+        if self._group is not None and self._group.shape.tensor > 1:
+            complete_gradients(self.parameters())
         if self._step.clip_norm is not None:
             if self._group is None:
                 torch.nn.utils.clip_grad_norm_(self.parameters(), self._step.clip_norm)

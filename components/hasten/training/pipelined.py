@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Distillation
 from hasten.core.sections import Step, TrainingSettings
+from hasten.core.tensor_plan import TensorPlan
 from hasten.training.step import autocast, compiled, laid_out
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def pipelined(
     step: Step,
     group: Group,
     *,
+    plan: TensorPlan,
+    tried: Mapping[str, Tensor],
     folder: Path,
     identity: str,
     seed: int,
@@ -74,6 +77,7 @@ def pipelined(
 
     Args:
         inputs: of a micro-batch.
+        plan, tried: as of `distributed.tensor.divide`.
         folder: of the checkpoints.
         identity: of the training.
         seed: of random changes of inputs.
@@ -81,17 +85,21 @@ def pipelined(
 
     Raises:
         PassError: on all processes: the model can't be cut into so many stages.
+        ConfigError: the plan does not fit the model.
     """
     from hasten.distributed.pipeline import Pipeline, agreed_plan
+    from hasten.distributed.tensor import divide
 
     def inside() -> AbstractContextManager[object]:
         return autocast(step, "cpu")
 
-    plan = agreed_plan(model, inputs, group, folder=folder, identity=identity, inside=inside, what=what)
+    cut = agreed_plan(model, inputs, group, folder=folder, identity=identity, inside=inside, plan=plan, what=what)
+    if group.shape.tensor > 1:
+        divide(model, plan, group, tried)
     return Pipeline(
         model,
         list(inputs),
-        plan,
+        cut,
         group,
         micro_batches=step.micro_batches,
         inside=inside,

@@ -17,9 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from hasten.artefacts.module import forward
 from hasten.core.errors import PassError, first_line
 from hasten.core.sections import Compilation, Step, TrainingSettings
+from hasten.core.tensor_plan import TensorPlan
 from hasten.distributed.data_parallel import Wrapped, averaged
 from hasten.distributed.group import Group
 from hasten.distributed.sharded import adding_up, sharded
+from hasten.distributed.tensor import divide
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,12 +48,19 @@ class ForwardPass:
         self._averaged: DistributedDataParallel | None = None
         self._adding_up: Callable[[], AbstractContextManager[object]] = nullcontext
 
-    def spread(self, group: Group) -> None:
-        """Divides the model in place among the processes of a group; what they share they then learn together."""
+    def spread(self, group: Group, plan: TensorPlan, rows: Mapping[str, Tensor]) -> None:
+        """Divides the model in place among the processes of a group, which then learn together what they share.
+
+        Args:
+            plan, rows: as of `distributed.tensor.divide`.
+        """
         if group.spread.kind == "ddp":
             self._averaged = averaged(Wrapped(self._model, self._run), group)
             self._adding_up = self._averaged.no_sync
-        elif group.shape.data > 1:
+            return
+        if group.shape.tensor > 1:
+            divide(self._model, plan, group, rows)
+        if group.shape.data > 1:
             self._adding_up = partial(adding_up, sharded(self._model, group), group)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
