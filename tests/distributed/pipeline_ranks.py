@@ -28,7 +28,7 @@ class Uneven(nn.Module):
         self.norm = nn.BatchNorm2d(4)
         self.act = nn.ReLU(inplace=True)
         self.blocks = nn.ModuleList(Bottleneck(width) for width in (2, 32, 4, 8))
-        layers = (nn.Flatten(), nn.LayerNorm(256), nn.Linear(256, 32), nn.ReLU(inplace=True), nn.Linear(32, 10))
+        layers = (nn.Flatten(), nn.LayerNorm(256), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10))
         self.head = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> Tensor:
