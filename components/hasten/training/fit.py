@@ -183,7 +183,7 @@ def fit(
                 [
                     *(asdict(settings), asdict(step), total_steps, seed, threads, accelerator),
                     *map(repr, (loss, task, augment, blocks)),
-                    *([] if group is None else [group.spread.result]),
+                    *([] if group is None else [group.spread.lossy]),
                 ],
             ),
             group=group,
@@ -200,6 +200,13 @@ def fit(
                 patience=settings.patience,
             )
             told.append(held_out)
+        checkpoints = None
+        if group:
+            from hasten.training.module import ErrorFeedback
+            from hasten.training.shared_checkpoints import SharedCheckpoints
+
+            checkpoints = SharedCheckpoints(folder, checkpoint_seconds, group)
+            told += [ErrorFeedback(group), checkpoints]
         trainer = _trainer(accelerator, settings.epochs, steps, folder, checkpoint_seconds, told, step, clock, group)
         order = ResumableBatches(
             len(train),
@@ -221,7 +228,11 @@ def fit(
             _little_garbage(),
         ):
             learner.notes += [f"{cache}.", *notes]
-            _run(trainer, learner, batches, _newest(folder, learner.identity, group), accelerator, remedy)
+            checkpoint = _newest(folder, learner.identity, group)
+            if checkpoint and group and learner.averaged:
+                share = whole.batch_size // (group.shape.data * step.micro_batches)
+                learner.rehearsal = train.__getitems__(np.arange(share))
+            _run(trainer, learner, batches, checkpoint, accelerator, remedy)
         if held_out is not None:
             held_out.restore(student)
     if step.layout != "contiguous":
@@ -232,7 +243,7 @@ def fit(
         readings=tuple(batches.readings),
         reads_storage=loader.cache == "disk" or loader.order == "blocks",
         cache=cache,
-        notes=tuple(notes),
+        notes=(*notes, *([f"{checkpoints.told}."] if checkpoints and checkpoints.told else [])),
     )
 
 
@@ -333,11 +344,13 @@ def _synchronized(model: nn.Module, group: Group | None) -> Iterator[None]:
 
 def _newest(folder: Path, identity: str, group: Group | None) -> Path | None:
     """The checkpoint to go on from, the same for all processes."""
+    if group is not None:
+        from hasten.distributed.checkpoint import newest as newest_of
+
+        return newest_of(folder, identity, group)
     from hasten.training.checkpoint import newest
 
-    if group is None:
-        return newest(folder, identity)
-    return group.agreed(None if group.rank else newest(folder, identity))
+    return newest(folder, identity)
 
 
 def _trainer(
@@ -354,7 +367,6 @@ def _trainer(
     import pytorch_lightning as pl
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
-    from hasten.distributed.strategy import GroupStrategy
     from hasten.training.checkpoint import CheckpointsOfTpu, DurableCheckpoints, TimedCheckpoints
     from hasten.training.module import RandomState
     from hasten.training.scaling import LossScaling
@@ -363,10 +375,10 @@ def _trainer(
     return pl.Trainer(
         accelerator=LIGHTNING[accelerator],
         devices=group.size if group else 1,
-        strategy=GroupStrategy() if group else "auto",
+        strategy=_strategy(group) if group else "auto",
         max_epochs=epochs if steps is None else -1,
         max_steps=-1 if steps is None else steps,
-        callbacks=[RandomState(group), *callbacks, TimedCheckpoints(folder, checkpoint_seconds, group)],
+        callbacks=[RandomState(), *callbacks, *([] if group else [TimedCheckpoints(folder, checkpoint_seconds)])],
         # Named, so that a SLURM or torchrun environment round the process is not taken for a cluster to join.
         plugins=[
             *([] if group else [LightningEnvironment()]),
@@ -381,6 +393,12 @@ def _trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _strategy(group: Group) -> pl.strategies.Strategy:
+    from hasten.distributed.strategy import GroupStrategy
+
+    return GroupStrategy(group)
 
 
 def _run(

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hasten.artefacts.module import forward
 from hasten.core.errors import PassError, first_line
@@ -52,6 +53,11 @@ class ForwardPass:
                 else self._averaged(dict(self._laid_out(inputs)))
             )
         return outputs.float()
+
+    @property
+    def averaged(self) -> DistributedDataParallel | None:
+        """Where gradients are averaged over processes; None where they are not."""
+        return self._averaged
 
     def communicating(self, wanted: bool) -> AbstractContextManager[object]:
         """Forward and backward passes after which gradients are averaged, or only add up in this process."""
