@@ -82,8 +82,10 @@ def restore_error_feedback(wrapped: DistributedDataParallel, kept: Mapping[str, 
 
 
 def _powersgd(state, bucket):  # type: ignore[no-untyped-call, no-untyped-def]
-    """PyTorch's hook, one bucket after the other: it waits for collectives inside of gloo's two threads, and two buckets
-    at a time would leave none to do them."""
+    """PyTorch's hook, one bucket after the other.
+
+    It waits for collectives in the two threads in which gloo does them, and two buckets at a time would leave none.
+    """
     averaged = powerSGD_hook.powerSGD_hook(state, bucket)  # type: ignore[no-untyped-call]
     averaged.wait()
     return averaged

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -15,8 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Progress, Task
 from hasten.core.sections import Step, TrainingSettings
+from hasten.core.tensor_plan import WHOLE, TensorPlan
 from hasten.distributed.data_parallel import error_feedback, restore_error_feedback
 from hasten.distributed.group import Group
+from hasten.distributed.parameters import by_mesh, clip_gradients, complete_gradients
 from hasten.training.determinism import random_state, restore_random_state
 from hasten.training.lesson import Lesson
 from hasten.training.schedule import scheduler
@@ -43,6 +46,8 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         total_steps: of the training, over which the learning rate goes through its schedule.
         identity: of the training, kept in its checkpoints.
         group: that the process trains in; None where it trains alone.
+        plan: by which layers are divided among its processes.
+        tried: a few rows, on which that is tried.
         diverged: what to do where the loss is no number, for the error message.
         what: is trained, for error messages.
 
@@ -69,13 +74,15 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         diverged: str,
         what: str,
         group: Group | None = None,
+        plan: TensorPlan = WHOLE,
+        tried: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         # A step is calculated here, by `calculate_loss`, `calculate_gradients` and `update_weights`.
         self.automatic_optimization = False
         self.model, self.lesson = model, lesson
-        self._group = group
-        self._forward = ForwardPass(model, step, device, group)
+        self._group, self._plan, self._tried = group, plan, tried
+        self._forward = ForwardPass(model, step, device)
         if lesson is not None and group is not None:
             lesson.average(group)
         self._task, self._settings, self._step = task, settings, step
@@ -101,12 +108,17 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
 
     @property
     def averaged(self) -> DistributedDataParallel | None:
-        """Where gradients are averaged over processes; None where they are not."""
+        """Where gradients are averaged over processes; None where they are not, or not by themselves."""
         return self._forward.averaged
+
+    def configure_model(self) -> None:
+        """Spreads the model over the processes, after all that is to be known of the whole one was measured."""
+        if self._group is not None:
+            self._forward.spread(self._group, self._plan, self._tried)
 
     def on_fit_start(self) -> None:
         """Before a state is read into it, in which nothing of this is left."""
-        if self.rehearsal is not None:
+        if self.rehearsal is not None and self.averaged is not None:
             # Only after a backward pass are gradients averaged in the order in which they come, bucket by bucket: in
             # another order more than two processes would add them up to something else than they did before.
             loss, _ = self.calculate_loss(self.rehearsal)
@@ -162,8 +174,13 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.manual_backward(loss)
 
     def update_weights(self, optimizer: Any) -> None:
+        if self._group is not None and self._group.shape.tensor > 1:
+            complete_gradients(self.parameters())
         if self._step.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), self._step.clip_norm)
+            if self._group is None:
+                torch.nn.utils.clip_grad_norm_(self.parameters(), self._step.clip_norm)
+            else:
+                clip_gradients(self.parameters(), self._step.clip_norm, self._group)
         optimizer.step()
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
@@ -193,7 +210,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         # For XLA PyTorch has no kernels but those that run one by one, which XLA fuses.
         kernels = "for_loop" if self.device.type == "xla" else self._step.optimizer_kernels
         optimizer = torch.optim.AdamW(
-            (parameter for parameter in self.parameters() if parameter.requires_grad),
+            [{"params": alike} for alike in by_mesh(each for each in self.parameters() if each.requires_grad)],
             lr=self._settings.lr,
             weight_decay=self._settings.weight_decay,
             fused=kernels == "fused",
