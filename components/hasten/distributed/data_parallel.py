@@ -51,7 +51,7 @@ def averaged(module: nn.Module, group: Group) -> DistributedDataParallel:
             min_compression_rate=1,
         )
         wrapped.register_comm_hook(state, _powersgd)
-        wrapped.error_feedback = state
+        wrapped.error_feedback = state  # type: ignore[assignment]  # no module
     elif spread.compression != "none":
         hook = {"float16": default_hooks.fp16_compress_hook, "bfloat16": _bfloat16}[spread.compression]
         wrapped.register_comm_hook(None, hook)
@@ -81,12 +81,12 @@ def restore_error_feedback(wrapped: DistributedDataParallel, kept: Mapping[str, 
         setattr(state, field, dict(kept[field]))
 
 
-def _powersgd(state, bucket):  # type: ignore[no-untyped-call, no-untyped-def]
+def _powersgd(state, bucket):  # type: ignore[no-untyped-def]
     """PyTorch's hook, one bucket after the other.
 
     It waits for collectives in the two threads in which gloo does them, and two buckets at a time would leave none.
     """
-    averaged = powerSGD_hook.powerSGD_hook(state, bucket)  # type: ignore[no-untyped-call]
+    averaged = powerSGD_hook.powerSGD_hook(state, bucket)
     averaged.wait()
     return averaged
 

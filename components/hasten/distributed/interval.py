@@ -94,8 +94,9 @@ class Interval:
         passed, wanted = self.clock() - self._at, self.wanted_seconds
         if passed >= wanted and not busy:
             return True, step
-        left = max(wanted - passed, wanted / 8)
-        return False, step + self._steps(left / 2 if left > wanted / 8 else left, passed / (step - self._step))
+        left, soon = wanted - passed, wanted / 8
+        wait = left / 2 if left > soon else left if left > 0 else soon
+        return False, step + self._steps(wait, passed / (step - self._step))
 
     def written(self, step: int, cost_seconds: float) -> int:
         """A checkpoint was begun at this step; gives the step at which to look whether the next is due."""
