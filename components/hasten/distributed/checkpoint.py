@@ -232,9 +232,13 @@ def names(folder: Path) -> list[str]:
 def load(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Fills tensors, or the shares that this process has of them, with what a checkpoint has under their names.
 
+    What it has not is left as it is: a pipeline leaves out what none of its stages use.
+
     Raises:
-        HastenError: it has none of that name, or one of another shape.
+        HastenError: it has one of another shape.
     """
+    written = set(names(folder))
+    tensors = {name: tensor for name, tensor in tensors.items() if name in written}
     if not tensors:
         return
     with warnings.catch_warnings():
@@ -267,7 +271,9 @@ def read_weights(folder: Path, model: nn.Module) -> None:
     if torn:
         raise HastenError(f"checkpoint {folder} is torn: the SHA-256 of {', '.join(torn)} does not match")
     tensors, _ = divided(model.state_dict())
-    loaded = {name: torch.empty_like(tensor, device="cpu") for name, tensor in tensors.items()}
+    if unknown := sorted(set(names(folder)) - set(tensors)):
+        raise HastenError(f"checkpoint {folder} is not of this model, which has no {unknown[0]}")
+    loaded = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
     load(folder, loaded)
     model.load_state_dict(loaded | index["common"]["others"])
 

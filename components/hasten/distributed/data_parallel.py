@@ -58,6 +58,18 @@ def averaged(module: nn.Module, group: Group) -> DistributedDataParallel:
     return wrapped
 
 
+def _powersgd(state, bucket):  # type: ignore[no-untyped-def]  # as below
+    """PyTorch's hook, waited for: one bucket at a time.
+
+    It sums one factor after the other, the second where gloo's thread is told that the first has arrived, and waits
+    there for it. Buckets on their way at the same time would ask for sums in another order in every process, and leave
+    no thread of gloo's two to answer.
+    """
+    future = powerSGD_hook.powerSGD_hook(state, bucket)
+    future.wait()
+    return future
+
+
 def error_feedback(wrapped: DistributedDataParallel) -> dict[str, Any]:
     """What PowerSGD remembers of earlier steps in this process, as tensors and plain data; empty where nothing does."""
     state = getattr(wrapped, "error_feedback", None)
@@ -79,16 +91,6 @@ def restore_error_feedback(wrapped: DistributedDataParallel, kept: Mapping[str, 
     state.rng.set_state((name, np.array(keys, dtype=np.uint32), *others))
     for field in _MEMORIES:
         setattr(state, field, dict(kept[field]))
-
-
-def _powersgd(state, bucket):  # type: ignore[no-untyped-def]
-    """PyTorch's hook, one bucket after the other.
-
-    It waits for collectives in the two threads in which gloo does them, and two buckets at a time would leave none.
-    """
-    averaged = powerSGD_hook.powerSGD_hook(state, bucket)
-    averaged.wait()
-    return averaged
 
 
 def _bfloat16(state, bucket):  # type: ignore[no-untyped-def]  # PyTorch compares the annotation, which here is a string

@@ -150,8 +150,7 @@ def fit(
     with (
         _quiet(),
         # What a model draws, and how rows are changed, belongs to the rows.
-        reproducible((seed + (group.rows_rank if group else 0)) % 2**32, threads, accelerator),
-        _synchronized(student, group),
+        reproducible((seed + (group.draws if group else 0)) % 2**32, threads, accelerator),
         compiling(step, what),
         _lesson(loss, student, teachers, rows, seed) as lesson,
     ):
@@ -170,6 +169,34 @@ def fit(
         total_steps = settings.epochs * steps_per_epoch if steps is None else steps
         blocks = Blocks(rows=loader.block_rows, window=loader.window_blocks) if loader.order == "blocks" else None
         tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
+        identity = _identity(
+            [student, *teachers, *([] if lesson is None else [lesson])],
+            data if contents is None else contents,
+            [
+                *(asdict(settings), asdict(step), total_steps, seed, threads, accelerator),
+                *map(repr, (loss, task, augment, blocks)),
+                *([] if group is None else [group.spread.lossy]),
+            ],
+        )
+        pipeline = None
+        if group and group.shape.pipeline > 1:
+            from hasten.training.pipelined import micro_rows, pipelined, refuse
+
+            refuse(settings, loss, key)
+            first = few(rows, micro_rows(whole, step, group, key))
+            pipeline = pipelined(
+                student,
+                {name: torch.from_numpy(values) for name, values in first.inputs.items()},
+                step,
+                group,
+                plan=plan,
+                tried=tensors,
+                folder=folder,
+                identity=identity,
+                seed=seed,
+                what=what,
+            )
+            student = pipeline.part
         learner = Learner(
             student,
             task,
@@ -182,15 +209,8 @@ def fit(
             augment=augment,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
-            identity=_identity(
-                [student, *teachers, *([] if lesson is None else [lesson])],
-                data if contents is None else contents,
-                [
-                    *(asdict(settings), asdict(step), total_steps, seed, threads, accelerator),
-                    *map(repr, (loss, task, augment, blocks)),
-                    *([] if group is None else [group.spread.lossy]),
-                ],
-            ),
+            identity=identity,
+            pipeline=pipeline,
             group=group,
             plan=plan,
             tried=tensors,
@@ -230,6 +250,7 @@ def fit(
         pin = loader.pin_memory and accelerator == "cuda" and torch.cuda.is_available()
         with (
             budgeted(student, step, tensors, part_rows, what) as notes,
+            _synchronized(student, group),
             BatchLoader(train, order, loader, pin=pin, delivered=delivered, row_bytes=row_bytes) as batches,
             _little_garbage(),
         ):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -24,6 +24,9 @@ from hasten.training.determinism import random_state, restore_random_state
 from hasten.training.lesson import Lesson
 from hasten.training.schedule import scheduler
 from hasten.training.step import ForwardPass, parts
+
+if TYPE_CHECKING:
+    from hasten.distributed.pipeline import Pipeline
 
 
 class Learner(pl.LightningModule):  # type: ignore[misc]
@@ -50,6 +53,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         tried: a few rows, on which that is tried.
         diverged: what to do where the loss is no number, for the error message.
         what: is trained, for error messages.
+        pipeline: that the model is a part of; None where it is whole.
 
     Attributes:
         notes: what the report should say of how it was trained, one sentence each.
@@ -76,12 +80,13 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         group: Group | None = None,
         plan: TensorPlan = WHOLE,
         tried: Mapping[str, Tensor] = MappingProxyType({}),
+        pipeline: Pipeline | None = None,
     ) -> None:
         super().__init__()
         # A step is calculated here, by `calculate_loss`, `calculate_gradients` and `update_weights`.
         self.automatic_optimization = False
         self.model, self.lesson = model, lesson
-        self._group, self._plan, self._tried = group, plan, tried
+        self._group, self._plan, self._tried, self._pipeline = group, plan, tried, pipeline
         self._forward = ForwardPass(model, step, device)
         if lesson is not None and group is not None:
             lesson.average(group)
@@ -113,7 +118,9 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
 
     def configure_model(self) -> None:
         """Spreads the model over the processes, after all that is to be known of the whole one was measured."""
-        if self._group is not None:
+        if self._pipeline is not None:
+            self._pipeline.spread()
+        elif self._group is not None:
             self._forward.spread(self._group, self._plan, self._tried)
 
     def on_fit_start(self) -> None:
@@ -136,6 +143,12 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         optimizer = self.optimizers()
         with self._phase("optimizer"):
             optimizer.zero_grad()
+        if self._pipeline is not None:
+            outcome = self._pipeline.step(tensors[: len(self._names)], self._judge_of(tensors), self._phase)
+            with self._phase("optimizer"):
+                self.update_weights(optimizer)
+            self._close_step(*outcome, len(tensors[0]))
+            return
         losses, corrects = [], []
         pieces = [*parts(tensors, self._step.micro_batches)]
         weight = self._weight(len(tensors[0]))
@@ -152,6 +165,17 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         with self._phase("optimizer"):
             self.update_weights(optimizer)
         self._close_step(_total(losses), _total(corrects), len(tensors[0]))
+
+    def _judge_of(self, tensors: tuple[Tensor, ...]) -> Callable[[Tensor, slice], tuple[Tensor, Tensor | int]]:
+        """What tells the loss of some of these rows, weighted with their share, and how many of them are right."""
+
+        def judge(outputs: Tensor, numbers: slice) -> tuple[Tensor, Tensor | int]:
+            with self._phase("forward"):
+                inputs, targets, answers = self._named(tuple(each[numbers] for each in tensors))
+                loss = self._judged(inputs, outputs, answers, targets) * (len(targets) / len(tensors[0]))
+                return loss, (outputs.argmax(1) == targets).sum() if self._classes else 0
+
+        return judge
 
     def _weight(self, num_rows: int) -> float:
         """Of this process' mean loss: the mean of all gradients is then that of all rows, whoever has how many."""
@@ -192,8 +216,9 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         if not self._augment:
             return batch
         inputs: Mapping[str, Tensor] = dict(zip(self._names, batch, strict=False))
-        for change in self._augment:
-            inputs = change(inputs)
+        with nullcontext() if self._pipeline is None else self._pipeline.same_draws(self.global_step):
+            for change in self._augment:
+                inputs = change(inputs)
         return (*(inputs[name] for name in self._names), *batch[len(self._names) :])
 
     def _named(self, batch: tuple[Tensor, ...]) -> tuple[Mapping[str, Tensor], Tensor, Tensor | None]:
@@ -225,7 +250,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.curves, self._sums = checkpoint["curves"], checkpoint["sums"]
-        if self._group is not None and self._group.rank:
+        if self._group is not None and self._group.rows_rank:
             self._sums = dict.fromkeys(self._sums, 0)  # the first has those of all
 
     def _close_step(self, loss: Tensor, correct: Tensor | int, rows: int) -> None:
