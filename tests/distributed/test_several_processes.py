@@ -53,7 +53,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(request, tmp_path_factory):
-    """Case -> what each process ends with: the weights that it has whole, and the curves."""
+    """Case -> what each process ends with: all weights in the first, in others those that it has whole; the curves."""
     folder = tmp_path_factory.mktemp("together")
     run(request.param, folder)
 

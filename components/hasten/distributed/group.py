@@ -37,11 +37,6 @@ class Group:
         """How the processes are arranged."""
         return self.spread.mesh(self.size)
 
-    @property
-    def divides(self) -> bool:
-        """Whether the model is divided, so that a process has only a part of it."""
-        return self.spread.kind != "ddp"
-
     @cached_property
     def mesh(self) -> DeviceMesh:
         """The processes in the dimensions of `MeshShape`, the last of which are neighbours.

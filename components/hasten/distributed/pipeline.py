@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
-from torch.distributed.tensor import DTensor
 
 from hasten.core.errors import PassError
 from hasten.core.files import read_json, write_json
@@ -228,23 +227,6 @@ class Pipeline:
             torch.manual_seed(int(drawn[0] % 2**63))
             yield
 
-    def whole_state(self, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of the whole model on the first process; elsewhere it is empty.
-
-        Args:
-            before: of the model; what no stage uses is taken from it.
-        """
-        state = {name: _whole(value) for name, value in self.part.state_dict().items()}
-        own = state if self._group.rows_rank == 0 and self._group.rank % self._group.shape.tensor == 0 else {}
-        found: list[Any] | None = [None] * self._group.size if self._group.rank == 0 else None
-        dist.gather_object(own, found)
-        if found is None:
-            return {}
-        whole = dict(before)
-        for part in found:
-            whole |= part
-        return whole
-
 
 class _Stage(PipelineStage):
     """A stage that tells what it does."""
@@ -330,10 +312,6 @@ def _add(part: nn.Module, model: nn.Module, name: str) -> None:
         place.register_parameter(last, value)
     elif isinstance(value, Tensor):
         place.register_buffer(last, value, persistent=last not in original._non_persistent_buffers_set)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _buckets(tensors: Sequence[Tensor], size_bytes: int) -> Iterator[list[Tensor]]:

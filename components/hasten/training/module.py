@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Progress, Task
 from hasten.core.sections import Step, TrainingSettings
 from hasten.core.tensor_plan import WHOLE, TensorPlan
+from hasten.distributed.data_parallel import error_feedback, restore_error_feedback
 from hasten.distributed.group import Group
 from hasten.distributed.parameters import by_mesh, clip_gradients, complete_gradients
 from hasten.training.determinism import random_state, restore_random_state
@@ -55,6 +57,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
 
     Attributes:
         notes: what the report should say of how it was trained, one sentence each.
+        rehearsal: rows of a step that is tried before a training goes on, or None.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.curves: dict[str, list[float]] = {name: [] for name in curve_names(classes)}
         self._sums: dict[str, float] = {"loss": 0.0, "correct": 0, "rows": 0}
         self.notes: list[str] = []
+        self.rehearsal: tuple[Tensor, ...] | None = None
         self._last_loss = math.nan
         self._unread: _StepOutcome | None = None
 
@@ -107,12 +111,26 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         """Of the last step, for which a device may have to be waited."""
         return self._last_loss if self._unread is None else self._unread.values()[0]
 
+    @property
+    def averaged(self) -> DistributedDataParallel | None:
+        """Where gradients are averaged over processes; None where they are not, or not by themselves."""
+        return self._forward.averaged
+
     def configure_model(self) -> None:
         """Spreads the model over the processes, after all that is to be known of the whole one was measured."""
         if self._pipeline is not None:
             self._pipeline.spread()
         elif self._group is not None:
             self._forward.spread(self._group, self._plan, self._tried)
+
+    def on_fit_start(self) -> None:
+        """Before a state is read into it, in which nothing of this is left."""
+        if self.rehearsal is not None and self.averaged is not None:
+            # Only after a backward pass are gradients averaged in the order in which they come, bucket by bucket: in
+            # another order more than two processes would add them up to something else than they did before.
+            loss, _ = self.calculate_loss(self.rehearsal)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.zero_grad()
 
     def on_train_start(self) -> None:
         if self.lesson is not None:
@@ -319,25 +337,50 @@ def curve_names(classes: bool) -> tuple[str, ...]:
 
 
 class RandomState(pl.Callback):  # type: ignore[misc]
-    """Keeps the state of all generators in the checkpoint: a resumed dropout draws what it would have drawn.
+    """Keeps the state of all generators in the checkpoint: a resumed dropout draws what it would have drawn."""
 
-    Args:
-        group: of processes, of which each has generators of its own; None for one alone.
-    """
+    of_this_process = True
 
-    def __init__(self, group: Group | None = None) -> None:
-        self._group = group
+    def __init__(self) -> None:
         self._loaded: Mapping[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return random_state() if self._group is None else {"processes": self._group.gathered(random_state())}
+        return random_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict if self._group is None else state_dict["processes"][self._group.rank]
+        self._loaded = state_dict
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._loaded is not None:
             restore_random_state(self._loaded)
+
+
+class ErrorFeedback(pl.Callback):  # type: ignore[misc]
+    """Keeps in the checkpoint what compression has left out so far of the gradients of this process.
+
+    Processes that are arranged otherwise than those that wrote it begin without.
+    """
+
+    of_this_process = True
+
+    def __init__(self, group: Group) -> None:
+        self._shape = tuple(group.shape)
+        self._loaded: Mapping[str, Any] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._learner = pl_module
+
+    def state_dict(self) -> dict[str, Any]:
+        averaged = self._learner.averaged
+        kept = {} if averaged is None else error_feedback(averaged)
+        return {"shape": self._shape, "kept": kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict["kept"] if state_dict["shape"] == self._shape else {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._loaded and pl_module.averaged is not None:
+            restore_error_feedback(pl_module.averaged, self._loaded)
 
 
 class ProgressOfSteps(pl.Callback):  # type: ignore[misc]

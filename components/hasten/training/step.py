@@ -73,6 +73,11 @@ class ForwardPass:
             )
         return outputs.float()
 
+    @property
+    def averaged(self) -> DistributedDataParallel | None:
+        """Where gradients are averaged over processes; None where they are not."""
+        return self._averaged
+
     def communicating(self, wanted: bool) -> AbstractContextManager[object]:
         """Forward and backward passes after which gradients are averaged, or only add up in this process."""
         return nullcontext() if wanted else self._adding_up()
