@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 from hasten.core.interfaces import Rows, Silent
 from hasten.core.sections import Distributed, Step, TrainingSettings
 from hasten.core.tensor_plan import WHOLE, TensorPlan
-from hasten.distributed.group import joined
+from hasten.distributed.checkpoint import read_weights, write_weights
+from hasten.distributed.group import Group, joined
 from hasten.models.mlp import MLP
 from hasten.models.transformer import Transformer
 from hasten.tasks.classification import Classification
@@ -211,15 +212,24 @@ def trained(name: str, folder: Path, group: object = None, seconds: float = 1e9)
     )
 
 
+def together(fitted: Fitted, case: Case, folder: Path, group: Group) -> dict[str, torch.Tensor]:
+    """The weights of all processes, as one that is not of them reads them."""
+    write_weights(folder, fitted.model, group)
+    group.agreed(None)  # it is there when the first has written it
+    whole = case.model()
+    read_weights(folder, whole)
+    return whole.state_dict()
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     with joined(ddp()) as group:
         for name, case in CASES.items():
             if group.size in case.sizes:
                 fitted = trained(name, folder / "resume", replace(group, spread=case.spread))
-                weights = {
-                    key: value for key, value in fitted.model.state_dict().items() if not isinstance(value, DTensor)
-                }
+                whole = together(fitted, case, folder / name, group)
+                own = {key: value for key, value in fitted.model.state_dict().items() if not isinstance(value, DTensor)}
+                weights = own if group.rank else whole
                 file = folder / f"{name}-{os.environ['RANK']}.pt"
                 torch.save({"weights": weights, "curves": fitted.curves}, file)
 

@@ -38,11 +38,6 @@ class Group:
         """How the processes are arranged."""
         return self.spread.mesh(self.size)
 
-    @property
-    def divides(self) -> bool:
-        """Whether the model is divided, so that a process has only a part of it."""
-        return self.spread.kind != "ddp"
-
     @cached_property
     def mesh(self) -> DeviceMesh:
         """The processes in the dimensions of `MeshShape`, the last of which are neighbours.
@@ -59,6 +54,11 @@ class Group:
         """Number, in `range(shape.data)`, of the share of each batch that this process sees."""
         shape = self.shape
         return self.rank // shape.tensor % shape.data
+
+    @property
+    def draws(self) -> int:
+        """Number of what the process draws at random: the same for those that calculate parts of the same values."""
+        return self.rank // self.shape.tensor
 
     @property
     def stage_rank(self) -> int:

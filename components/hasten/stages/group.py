@@ -36,7 +36,7 @@ JOB, MODEL, PROGRESS, REFUSAL, RESULT, WEIGHTS = (
     "progress",
     "refusal.json",
     "result.json",
-    "weights.pt",
+    "weights",
 )
 _LOOK_SECONDS = 0.2
 _TAIL_LINES = 3
@@ -61,6 +61,8 @@ def train(
     """
     import torch
 
+    from hasten.distributed.checkpoint import read_weights
+
     content = io.BytesIO()
     try:
         torch.save(model, content)
@@ -78,7 +80,7 @@ def train(
                 raise PassError(read_json(folder / REFUSAL)["reason"])
             if agent.returncode != 0 or not (folder / RESULT).exists():
                 raise PassError(_death(agent.returncode, folder, log, spread, what))
-        model.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
+        read_weights(folder / WEIGHTS, model)
         result: dict[str, Any] = read_json(folder / RESULT)
         return result
 
