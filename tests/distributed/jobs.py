@@ -5,6 +5,7 @@ FOLDER/jobs.json lists them, each a `Job` as a mapping; what one of them ended w
 
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,6 +60,7 @@ class Job:
         torn: a byte of their latest is altered before.
         stop: step after which it is given up.
         patience: as of `TrainingSettings`.
+        pause: seconds that each step takes longer.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Job:
     torn: bool = False
     stop: int | None = None
     patience: int | None = None
+    pause: float = 0.0
 
 
 class Stopped(Exception):  # noqa: N818  # nothing went wrong
@@ -77,10 +80,11 @@ class Stopped(Exception):  # noqa: N818  # nothing went wrong
 class Stop(pl.Callback):
     """Gives a training up after a step, when the checkpoint that is being written is safe."""
 
-    def __init__(self, step: int | None) -> None:
-        self._step = step
+    def __init__(self, step: int | None, pause: float) -> None:
+        self._step, self._pause = step, pause
 
     def on_train_batch_end(self, trainer: pl.Trainer, *batch: object) -> None:
+        time.sleep(self._pause)
         if trainer.global_step == self._step:
             trainer.strategy.writing.wait()
             raise Stopped
@@ -118,11 +122,11 @@ def do(job: Job, folder: Path, group: Group) -> None:
             seed=3,
             threads=1,
             folder=here / "resume",
-            checkpoint_seconds=1e9 if job.stop is None else 0,
+            checkpoint_seconds=0 if job.stop or job.pause else 1e9,
             progress=Silent(),
             what=job.name,
             key="model.training",
-            callbacks=(Stop(job.stop),),
+            callbacks=(Stop(job.stop, job.pause),),
             group=group,
             plan=PLANS.get(job.model, WHOLE),
         )

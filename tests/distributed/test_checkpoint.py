@@ -10,6 +10,7 @@ import pytest
 
 from hasten.core.errors import HastenError
 from hasten.core.files import read_json, write_json
+from hasten.core.interpreter import import_path
 from hasten.core.sections import Distributed
 from hasten.distributed.checkpoint import read_weights
 from hasten.distributed.group import joined
@@ -40,7 +41,12 @@ PAIR = [
 def run(size, folder, asked):
     """Does the jobs in so many processes."""
     write_json(folder / "jobs.json", [asdict(job) for job in asked])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": import_path(),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
     agent = ["-m", "torch.distributed.run", f"--nproc-per-node={size}", "--rdzv-backend=c10d"]
     command = [sys.executable, *agent, "--rdzv-endpoint=localhost:0", str(JOBS), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -106,9 +112,7 @@ def test_goes_on_in_one_process_of_two(pair, monkeypatch):
 @pytest.mark.slow
 def test_refuses_weights_that_are_altered_or_of_another_model(pair):
     with pytest.raises(HastenError, match=r"is not of this model, which has no layers\.9\.bias"):
-        read_weights(
-            pair / "deep" / "weights", jobs.MLP(input_shape=(1, 8, 8), num_outputs=10, hidden=(32, 16, 9, 9, 9))
-        )
+        read_weights(pair / "deep" / "weights", jobs.MLP(input_shape=(1, 8, 8), num_outputs=10, hidden=(32, 16, 32)))
     shard = next((pair / "deep" / "weights").glob("*.safetensors"))
     before = shard.read_bytes()
     jobs.alter(shard)

@@ -250,7 +250,7 @@ class Killer(threading.Thread):
 @pytest.mark.drill
 @pytest.mark.parametrize(("arranged", "seed"), [("ddp", 0), ("ddp", 1), ("powersgd", 2), ("fsdp", 3), ("pipeline", 4)])
 def test_goes_on_where_it_was_when_processes_are_killed(tmp_path: Path, arranged: str, seed: int) -> None:
-    patient = ("trainer.epochs=300", "distributed.max_restarts=20", "distributed.timeout_seconds=20")
+    patient = ("trainer.epochs=100", "distributed.max_restarts=20", "distributed.timeout_seconds=20")
     asked = recipe(*ARRANGED[arranged], *patient)
     undisturbed = weights(teacher(asked, tmp_path / "undisturbed"))
     seconds = 1.0
