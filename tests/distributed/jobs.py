@@ -26,7 +26,7 @@ from hasten.models.mlp import MLP
 from hasten.tasks.classification import Classification
 from hasten.training.fit import fit
 
-NUM_ROWS, BATCH, EPOCHS = 128, 32, 6
+NUM_ROWS, BATCH = 128, 32
 
 
 def normalized() -> nn.Module:
@@ -60,6 +60,8 @@ class Job:
         torn: a byte of their latest is altered before.
         stop: step after which it is given up.
         patience: as of `TrainingSettings`.
+        epochs: of the training.
+        parts: micro-batches of a step.
         pause: seconds that each step takes longer.
     """
 
@@ -70,6 +72,8 @@ class Job:
     torn: bool = False
     stop: int | None = None
     patience: int | None = None
+    epochs: int = 6
+    parts: int = 1
     pause: float = 0.0
 
 
@@ -116,9 +120,9 @@ def do(job: Job, folder: Path, group: Group) -> None:
         fitted = fit(
             MODELS[job.model](),
             rows(),
-            TrainingSettings(epochs=EPOCHS, batch_size=BATCH, lr=0.01, weight_decay=0.01, patience=job.patience),
+            TrainingSettings(epochs=job.epochs, batch_size=BATCH, lr=0.01, weight_decay=0.01, patience=job.patience),
             task=Classification(),
-            step=Step(micro_batches=job.spread.get("pipeline", 1)),
+            step=Step(micro_batches=job.parts),
             seed=3,
             threads=1,
             folder=here / "resume",
@@ -135,6 +139,7 @@ def do(job: Job, folder: Path, group: Group) -> None:
     write_weights(here / "weights", fitted.model, group)
     if group.rank == 0:
         write_json(here / "curves.json", fitted.curves)
+        write_json(here / "notes.json", fitted.notes)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What is kept of a training in several processes is enough to go on from, in any arrangement of them."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -29,7 +30,7 @@ PAIR = [
     Job(name="normalized half", model="normalized", stop=STOP),
     Job(name="normalized rest", model="normalized", start="normalized half"),
     Job(name="normalized torn", model="normalized", start="normalized half", torn=True),
-    Job(name="deep", model="deep", patience=5),
+    Job(name="deep", model="deep", patience=5, spread=TWO | {"mtbf_hours": 0.01}),
     Job(name="deep half", model="deep", patience=5, stop=STOP),
     Job(name="deep, then fsdp", model="deep", patience=5, start="deep half", spread=FSDP),
     Job(name="powersgd", model="deep", spread=POWERSGD),
@@ -90,6 +91,13 @@ def test_goes_back_to_the_checkpoint_before_where_a_share_is_altered(pair):
 
 
 @pytest.mark.slow
+def test_tells_the_interval_that_it_chose(pair):
+    *_, told = read_json(pair / "deep" / "notes.json")
+    assert re.fullmatch(r"A checkpoint every .* s, chosen for one failure in 0\.01 h .* work of .* s\.", told)
+    assert len(read_json(pair / "normalized" / "notes.json")) == len(read_json(pair / "deep" / "notes.json")) - 1
+
+
+@pytest.mark.slow
 def test_goes_on_as_another_strategy(pair):
     assert difference(pair, "deep", "deep, then fsdp") <= 1e-5
     alike = [read_json(pair / name / "curves.json") for name in ("deep", "deep, then fsdp")]
@@ -119,3 +127,35 @@ def test_refuses_weights_that_are_altered_or_of_another_model(pair):
     with pytest.raises(HastenError, match=r"is torn: the SHA-256 of shard-.*safetensors does not match"):
         weights(pair, "deep")
     shard.write_bytes(before)
+
+
+ARRANGEMENTS = {
+    2: {
+        "replicas": TWO,
+        "tensor": {"kind": "tensor", "devices": 2, "tensor": 2},
+        "pipeline": {"kind": "pipeline", "devices": 2, "pipeline": 2},
+        "shards": FSDP,
+    },
+    4: {
+        "shards and tensor": {"kind": "hybrid", "devices": 4, "shards": 2, "tensor": 2},
+        "pipeline and shards": {"kind": "hybrid", "devices": 4, "pipeline": 2, "shards": 2},
+        "replicas again": {"kind": "ddp", "devices": 4},
+    },
+}
+
+
+@pytest.mark.drill
+def test_goes_on_from_arrangement_to_arrangement(tmp_path):
+    alike = {"model": "deep", "epochs": 18, "parts": 2}
+    before, step = None, 0
+    for size, arrangements in ARRANGEMENTS.items():
+        asked = [Job(name="deep", **alike)] if before is None else []
+        for name, spread in arrangements.items():
+            step += 10
+            stop = None if name == "replicas again" else step
+            asked.append(Job(name=f"deep, {name}", spread=spread, start=before, stop=stop, **alike))
+            before = asked[-1].name
+        run(size, tmp_path, asked)
+    largest = difference(tmp_path, "deep", before)
+    print(f"{step // 10 - 1} times in another arrangement: largest difference {largest:.2g}")
+    assert largest <= 1e-5

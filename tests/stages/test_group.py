@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import initialize_config_module
-from torch import Tensor
+from torch import Tensor, nn
 
 from hasten.artefacts.module import rebuild
 from hasten.core import schema
@@ -27,6 +27,7 @@ from hasten.core.store import Store
 from hasten.stages.data import Data
 from hasten.stages.stage import Tools, read_notes
 from hasten.stages.teacher import Teacher
+from hasten.stages.training import StageBench
 
 SMALL = ("model.arch.widths=[4]", "model.arch.num_blocks=1", "trainer.threads=1", "trainer.batch_size=60")
 SPREAD = ("distributed=ddp",)
@@ -108,6 +109,23 @@ def test_what_a_process_refuses_is_told_and_not_tried_again(tmp_path: Path) -> N
     with pytest.raises(PassError, match=r"the loss became .* lower model\.training\.lr"):
         teacher(recipe(*SPREAD, "trainer.epochs=3", "trainer.lr=1e30"), tmp_path)
     assert not ranks(tmp_path)
+
+
+def test_one_process_trains_what_cannot_be_given_to_others(tmp_path: Path) -> None:
+    asked = recipe(*SPREAD, "trainer.epochs=1")
+    data = Store(tmp_path / "store").build(
+        Data().ingredients(asked, {}), lambda made: Data().make(asked, {}, made, Tools())
+    )
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model.note = lambda: "no pickle has this"
+    bench = StageBench(
+        recipe=asked, section="model", what="teacher", inputs={"data": data.folder}, folder=tmp_path, tools=Tools()
+    )
+    fitted = bench.trained(model, distil=False)
+    assert difference(dict(fitted.model.state_dict()), dict(model.state_dict())) > 0
+    assert "One process trained alone: distributed=ddp can't hand teacher to its processes" in " ".join(
+        read_notes(tmp_path)
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,7 +251,7 @@ class Killer(threading.Thread):
         return len(self._times) > 1
 
     def _step(self) -> int | None:
-        for file in Path(os.environ.get("TMPDIR", "/tmp")).glob("hasten-group-*/progress"):
+        for file in Path(os.environ.get("TMPDIR", "/tmp")).glob("*group-*/progress"):
             with suppress(OSError, ValueError):
                 if str(self._store) in (file.parent / "job.json").read_text():
                     return int(file.read_text().split()[0])
