@@ -46,7 +46,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """Number of processes, case -> what each of them ends with: the weights that it has whole, and the curves."""
+    """Number of processes, case -> what each ends with: all weights in the first, others those that they have whole."""
 
     @cache
     def folder(size):
