@@ -33,9 +33,27 @@ def run(arguments: Sequence[str]) -> int:
     # makes a training step ten times slower and more. With this bound they soon sleep; idle machines lose nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     folders = config_folders(arguments)
+    own = None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from hasten.stages import followers
+
+        try:
+            own = followers.place()
+        except ConfigError as error:
+            return _report(error, traceback=False) if os.environ["RANK"] == "0" else USAGE_ERROR
     if any(argument in ("--help", "-h") for argument in arguments):
-        print(help_text(folders))
+        if own is None or own.rank == 0:
+            print(help_text(folders))
         return 0
+    if own is None:
+        return _command(arguments, folders)
+    with _command_line(["hasten", *arguments]):
+        if own.rank > 0:
+            return followers.follow(own)
+        return followers.planned(own, lambda: _command(arguments, folders))
+
+
+def _command(arguments: Sequence[str], folders: Sequence[Path]) -> int:
     traceback = os.environ.get(FULL_ERROR) == "1"
     try:
         return _through_hydra(with_machine(with_pipeline(arguments, folders), folders), traceback=traceback)
