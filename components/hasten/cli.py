@@ -145,6 +145,7 @@ def help_text(folders: Sequence[Path]) -> str:
         "  hasten profile                               where the time goes on the target, and the bottleneck",
         "  hasten explain pruning=structured            what goes with what, what this recipe does or why it can't",
         "  hasten doctor                                what works on this machine, and how to get what does not",
+        "  hasten launch distributed=ddp launch.nodes=2    what starts the same run on several hosts",
         "  hasten init                                  write a small project of your own to start from",
         "  hasten -m run pruning=none,structured        sweep recipes over the same store",
         "  hasten run dry_run=true                      what would be done, and what the store already has",

@@ -110,7 +110,8 @@ class Session:
             there = ", ".join(known)
             raise ConfigError(f"target.engines: {', '.join(strangers)} is no option of engine; there are {there}")
         if planner := followers.planner():
-            planner.meet(Distributed.of(recipe.config["distributed"]), store_folder(recipe), min_nodes=None)
+            spread, min_nodes = Distributed.of(recipe.config["distributed"]), recipe.config["launch"]["min_nodes"]
+            planner.meet(spread, store_folder(recipe), min_nodes=min_nodes)
         return cls(
             composer=composer,
             recipe=recipe,
