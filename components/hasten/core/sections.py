@@ -382,7 +382,7 @@ class Launch:
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", self.name):
             raise ConfigError(
-                f"launch.name must be at most 40 small letters, digits and inner hyphens, got {self.name!r}: it becomes "
+                f"launch.name must be at most 40 small letters, digits and inner hyphens, got {self.name!r}: it is "
                 "part of hosts' names"
             )
 

@@ -31,6 +31,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from hasten.core.errors import ConfigError
+from hasten.core.files import digest, read_json, write_json
 from hasten.core.interpreter import PARENT, import_path
 from hasten.core.sections import Distributed
 
@@ -226,6 +227,7 @@ class Planner:
         self._check_number(spread, min_nodes)
         if folder in self._checked:
             return
+        self._leave_if_ended(folder)
         folder.mkdir(parents=True, exist_ok=True)
         token = folder / f".seen-{uuid.uuid4().hex}"
         token.touch()
@@ -264,6 +266,21 @@ class Planner:
             )
         spread.mesh(there)
         log.warning("%s: going on with fewer", told)
+
+    def ended(self, code: int) -> None:
+        """Notes that this run has ended by itself: torchrun starts whatever fails again, and it would fail again."""
+        for folder in self._checked:
+            write_json(self._end_of(folder), {"code": code})
+
+    def _leave_if_ended(self, folder: Path) -> None:
+        end = self._end_of(folder)
+        if int(self.place.variables.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
+            end.unlink(missing_ok=True)
+        elif end.exists():
+            raise SystemExit(int(read_json(end)["code"]))
+
+    def _end_of(self, folder: Path) -> Path:
+        return folder / ".locks" / f"ended-{digest(self.place.variables['TORCHELASTIC_RUN_ID'])[:16]}.json"
 
     def _is_complete(self) -> bool:
         return bool(self._lost) or len(self._lines) == self.followers
@@ -422,6 +439,8 @@ def planned(own: Place | None, command: Callable[[], int]) -> int:
         code = 1
         try:
             code = command()
+            if code not in (0, INTERRUPTED):
+                it.ended(code)
             return code
         finally:
             _planners.remove(it)
