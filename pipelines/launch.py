@@ -1,4 +1,4 @@
-"""`hasten launch`: what starts a run on several hosts. It starts nothing itself.
+"""`hasten launch`: what starts a run on several hosts; with `launch.start=ray` it starts it itself.
 
 torchrun is all that such a run needs: the same command on every host, whose agents find one another at the first. The
 SLURM script and Kubernetes' PyTorchJob (kubeflow.org/v1, of the training operator) do nothing but call it.
@@ -17,6 +17,7 @@ import yaml
 from hasten.core.errors import ConfigError
 from hasten.core.files import write_text
 from hasten.core.sections import Distributed, Launch
+from hasten.distributed import ray_workers
 from hasten.session import Session
 
 ENVIRONMENT = {
@@ -79,6 +80,16 @@ def main(session: Session) -> int:
         threads=config["trainer"]["threads"],
         max_restarts=spread.max_restarts,
     )
+    if launch.start == "ray":
+        ray_workers.start(
+            start.command,
+            processes=spread.devices,
+            threads=start.threads,
+            max_restarts=start.max_restarts,
+            address=launch.ray_address,
+            folder=session.folder.absolute(),
+        )
+        return 0
     made = scripts(start)
     if launch.write:
         for name, text in made.items():

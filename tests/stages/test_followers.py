@@ -121,10 +121,9 @@ def test_a_follower_ends_with_a_planner_that_dies(port: int, follower: subproces
 
 
 def test_a_planner_ends_with_a_follower_that_dies(port: int, follower: subprocess.Popen[str]) -> None:
-    with Planner(placed(0, port=port)) as planner, pytest.raises(Lost, match="the process of rank 1 is lost"):
-        until(planner._is_complete)
-        with planner.job(ENDS_AT_ONCE, [], threads=1) as job:
-            follower.kill()
+    with Planner(placed(0, port=port)) as planner, planner.job(ENDS_AT_ONCE, [], threads=1) as job:
+        follower.kill()
+        with pytest.raises(Lost, match="the process of rank 1 is lost"):
             until(lambda: job.died() and False, 20)
 
 

@@ -350,6 +350,8 @@ class Launch:
         first: name or address of the first host, as the others reach it; None: the shell variable FIRST_NODE.
         port: of the first host, at which torchrun's agents meet.
         join_seconds: that agents wait for one another.
+        start: `ray`: starts the run at once, in workers of Ray Train; `none`: prints what would start it.
+        ray_address: of the Ray cluster; None for that of RAY_ADDRESS, or one of this machine alone.
         show: what is printed.
         write: folder that the scripts are written to; None for none.
         python: interpreter on the hosts.
@@ -367,6 +369,8 @@ class Launch:
     first: str | None = None
     port: Annotated[int, Interval(ge=1, le=65535)] = 29400
     join_seconds: Annotated[int, Ge(1)] = 600
+    start: Literal["none", "ray"] = "none"
+    ray_address: str | None = None
     show: Literal["all", "torchrun", "slurm", "kubernetes"] = "all"
     write: str | None = None
     python: str = "python"
