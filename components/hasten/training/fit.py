@@ -465,6 +465,7 @@ def _little_garbage() -> Iterator[None]:
     if gc.get_freeze_count():  # somebody else's, whom thawing them would surprise
         yield
         return
+    gc.collect()  # what is garbage by now would stay for good, with copies of the model in it
     gc.freeze()
     try:
         yield
