@@ -395,6 +395,8 @@ def _distributed(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{chosen} can't be combined with trainer.accelerator={accelerator}: it trains on processors alone"
     if config["trainer"]["precision"] == "float16":
         yield f"{chosen} can't be combined with trainer.precision=float16: trainer.precision=bfloat16 scales no loss"
+    if spread.kind == "auto":
+        return  # what it chooses is held against the rest
     if spread.static_graph and (parts := config["trainer"]["micro_batches"]) > 1:
         yield f"distributed.static_graph=true can't be combined with trainer.micro_batches={parts}: PyTorch refuses it"
     yield from unfit_for_stages(config, spread)

@@ -30,6 +30,7 @@ from hasten.core.trial import (
     TrainingResult,
     Trial,
 )
+from hasten.distributed.layouts import Weighed
 from hasten.reporting import quality, training, units
 from hasten.reporting.summary import addressed, claim, shares_told, tried
 
@@ -146,6 +147,27 @@ class Screen:
             cost = "unknown" if seconds is None else units.duration(seconds)
             table.add_row(escape(stage), key[:KEY_CHARACTERS], state, cost)
         self._console.print(table)
+
+    def layouts(self, rows: Sequence[Weighed], notes: Sequence[str]) -> None:
+        """What `distributed=auto` was chosen from: the first row is taken.
+
+        Args:
+            notes: how it was weighed, one sentence each.
+        """
+        table = _table("distributed=auto", ">MB a process", ">ms a step", ">sending", ">idle", "")
+        weighed = [row for row in rows if row.parts_ms is not None]
+        for place, row in enumerate(weighed):
+            parts = row.parts_ms or {}
+            figures = (row.step_ms or 0.0, parts["communication"], parts["waiting"])
+            state = Text("too large", "yellow") if row.refused else Text("" if place else "taken", "green")
+            memory = f"{(row.process_bytes or 0.0) / 1e6:.0f}"
+            table.add_row(escape(row.layout), memory, *(f"{figure:.1f}" for figure in figures), state)
+        self._console.print(table)
+        for row in rows:
+            if row.refused:
+                self._line(f"not {row.layout}: {row.refused}")
+        for note in notes:
+            self._line(note)
 
     def store(self, rows: Sequence[Listing]) -> None:
         """What is in the store, newest first, with what is wrong with it."""
