@@ -2,20 +2,26 @@
 
 import os
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from hasten.core.interfaces import Rows, Silent
 from hasten.core.sections import Distributed, Step, TrainingSettings
-from hasten.distributed.group import joined
+from hasten.core.tensor_plan import WHOLE, TensorPlan
+from hasten.distributed.checkpoint import read_weights, write_weights
+from hasten.distributed.group import Group, joined
+from hasten.models.mlp import MLP
+from hasten.models.transformer import Transformer
 from hasten.tasks.classification import Classification
 from hasten.training.fit import Fitted, fit
 
-NUM_ROWS, STEPS = 160, 20
+NUM_ROWS, STEPS, LENGTH = 160, 20, 8
 
 
 def with_batch_norm() -> nn.Module:
@@ -33,41 +39,167 @@ def with_layer_norm() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, 10))
 
 
-def ddp(**knobs: object) -> Distributed:
-    return Distributed(kind="ddp", devices=2, **knobs)
+def mlp() -> nn.Module:
+    return MLP(input_shape=(1, 8, 8), num_outputs=10, hidden=(32, 16))
 
 
-# name -> model, rows of a step, how it is calculated, how it is spread
-CASES = {
-    "batch normalization": (with_batch_norm, 32, Step(), ddp()),
-    "shares of different sizes": (with_batch_norm, 27, Step(), ddp(static_graph=True)),
-    "parts": (with_batch_norm, 32, Step(micro_batches=4), ddp()),
-    "parts of different sizes": (with_layer_norm, 27, Step(micro_batches=3), ddp(bucket_mb=0.001)),
-    "clipped": (with_layer_norm, 32, Step(clip_norm=0.05), ddp(bucket_views=False)),
-    "float16": (with_layer_norm, 32, Step(), ddp(compression="float16")),
-    "bfloat16": (with_layer_norm, 32, Step(), ddp(compression="bfloat16")),
-    "powersgd": (with_layer_norm, 32, Step(), ddp(compression="powersgd", powersgd_start=2)),
-}
+def transformer(dropout: float = 0.1) -> nn.Module:
+    model = Transformer(
+        input_shape=(LENGTH,),
+        vocabulary_size=20,
+        num_outputs=4,
+        width=16,
+        num_heads=4,
+        num_layers=2,
+        feedforward=32,
+        dropout=dropout,
+    )
+    for layer in model.layers:
+        layer.attention.key.bias = None  # the same for all keys, it changes no share, and has no gradient but noise
+    return model
 
 
-def rows() -> Rows:
+def without_dropout() -> nn.Module:
+    return transformer(dropout=0)
+
+
+MLP_PLAN = TensorPlan(layers={"layers.1": "column", "layers.3": "row"})
+PLAN = TensorPlan(
+    layers={
+        "tokens": "embedding",
+        "layers.*.attention": "shared",
+        **dict.fromkeys([f"layers.*.attention.{name}" for name in ("query", "key", "value")], "column"),
+        "layers.*.attention.out": "row",
+        "layers.*.linear1": "column",
+        "layers.*.linear2": "row",
+        "classifier": "column_gathered",
+        "dropout": "sequence_scattered",
+        "layers.*.normalization*": "sequence",
+        "layers.*.dropout": "sequence",
+        "normalization": "sequence_gathered",
+    }
+)
+
+
+def images() -> Rows:
     rng = np.random.default_rng(0)
     images = rng.standard_normal((NUM_ROWS, 1, 8, 8)).astype(np.float32)
     targets = (images.reshape(NUM_ROWS, -1)[:, :10]).argmax(1)
     return Rows(inputs={"image": images}, targets=targets)
 
 
+def texts() -> Rows:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(20, size=(NUM_ROWS, LENGTH))
+    lengths = rng.integers(2, LENGTH + 1, size=(NUM_ROWS, 1))
+    mask = (np.arange(LENGTH) < lengths).astype(np.int64)
+    return Rows(inputs={"ids": ids, "mask": mask}, targets=ids[:, 0] % 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A training in one process or in several.
+
+    Attributes:
+        batch_size: rows of a step.
+        sizes: numbers of processes that it is for.
+    """
+
+    model: Callable[[], nn.Module] = with_layer_norm
+    rows: Callable[[], Rows] = images
+    batch_size: int = 32
+    step: Step = field(default_factory=Step)
+    spread: Distributed
+    plan: TensorPlan = WHOLE
+    sizes: tuple[int, ...] = (2, 4)
+
+
+def ddp(**knobs: object) -> Distributed:
+    return Distributed(kind="ddp", devices=2, **knobs)
+
+
+def fsdp(**knobs: object) -> Distributed:
+    return Distributed(kind="fsdp", **{"devices": 2, "shards": 0, **knobs})
+
+
+def tensor(**knobs: object) -> Distributed:
+    return Distributed(kind="tensor", devices=2, tensor=0, **knobs)
+
+
+def hybrid(**knobs: object) -> Distributed:
+    return Distributed(kind="hybrid", devices=4, **knobs)
+
+
+CASES = {
+    "batch normalization": Case(model=with_batch_norm, spread=ddp()),
+    "shares of different sizes": Case(model=with_batch_norm, batch_size=27, spread=ddp(static_graph=True)),
+    "parts": Case(model=with_batch_norm, step=Step(micro_batches=4), spread=ddp()),
+    "parts of different sizes": Case(batch_size=27, step=Step(micro_batches=3), spread=ddp(bucket_mb=0.001)),
+    "clipped": Case(step=Step(clip_norm=0.05), spread=ddp(bucket_views=False)),
+    "float16": Case(spread=ddp(compression="float16")),
+    "bfloat16": Case(spread=ddp(compression="bfloat16")),
+    "powersgd": Case(spread=ddp(compression="powersgd", powersgd_start=2)),
+    "fsdp": Case(spread=fsdp()),
+    "fsdp, batch normalization": Case(model=with_batch_norm, batch_size=27, spread=fsdp()),
+    "fsdp, clipped": Case(step=Step(clip_norm=0.05), spread=fsdp(reshard=False)),
+    "fsdp, parts of different sizes": Case(batch_size=27, step=Step(micro_batches=3), spread=fsdp()),
+    "fsdp, transformer": Case(model=without_dropout, rows=texts, step=Step(optimizer_kernels="foreach"), spread=fsdp()),
+    "tensor": Case(model=mlp, spread=tensor(), plan=MLP_PLAN),
+    "tensor, transformer": Case(model=transformer, rows=texts, spread=tensor(), plan=PLAN),
+    "tensor, clipped parts": Case(
+        model=transformer, rows=texts, step=Step(micro_batches=3, clip_norm=0.05), spread=tensor(), plan=PLAN
+    ),
+    "sequence": Case(
+        model=transformer,
+        rows=texts,
+        step=Step(micro_batches=2, clip_norm=0.05),
+        spread=tensor(sequence_parallel=True),
+        plan=PLAN,
+    ),
+    "replicas x shards": Case(
+        batch_size=27,
+        step=Step(micro_batches=3, clip_norm=0.05),
+        spread=fsdp(devices=4, shards=2),
+        sizes=(4,),
+    ),
+    "shards x tensor": Case(
+        model=without_dropout,
+        rows=texts,
+        batch_size=27,
+        step=Step(micro_batches=2, clip_norm=0.05),
+        spread=hybrid(shards=0, tensor=2),
+        plan=PLAN,
+        sizes=(4,),
+    ),
+    "shards x sequence": Case(
+        model=without_dropout,
+        rows=texts,
+        spread=hybrid(shards=0, tensor=2, sequence_parallel=True),
+        plan=PLAN,
+        sizes=(4,),
+    ),
+    "replicas x tensor": Case(
+        model=without_dropout,
+        rows=texts,
+        step=Step(optimizer_kernels="for_loop", clip_norm=0.05),
+        spread=hybrid(tensor=2),
+        plan=PLAN,
+        sizes=(4,),
+    ),
+}
+
+
 def trained(name: str, folder: Path, group: object = None, seconds: float = 1e9) -> Fitted:
-    make, batch_size, step, _ = CASES[name]
+    case = CASES[name]
     torch.manual_seed(1)
-    model = make()
-    steps_per_epoch = NUM_ROWS // batch_size
+    model = case.model()
+    steps_per_epoch = NUM_ROWS // case.batch_size
     return fit(
         model,
-        rows(),
-        TrainingSettings(epochs=STEPS // steps_per_epoch, batch_size=batch_size, lr=0.01, weight_decay=0.01),
+        case.rows(),
+        TrainingSettings(epochs=STEPS // steps_per_epoch, batch_size=case.batch_size, lr=0.01, weight_decay=0.01),
         task=Classification(),
-        step=step,
+        step=case.step,
         seed=3,
         threads=1,
         folder=folder,
@@ -76,16 +208,30 @@ def trained(name: str, folder: Path, group: object = None, seconds: float = 1e9)
         what=name,
         key="model.training",
         group=group,
+        plan=case.plan,
     )
+
+
+def together(fitted: Fitted, case: Case, folder: Path, group: Group) -> dict[str, torch.Tensor]:
+    """The weights of all processes, as one that is not of them reads them."""
+    write_weights(folder, fitted.model, group)
+    group.agreed(None)  # it is there when the first has written it
+    whole = case.model()
+    read_weights(folder, whole)
+    return whole.state_dict()
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     with joined(ddp()) as group:
-        for name, (*_, spread) in CASES.items():
-            fitted = trained(name, folder / "resume", replace(group, spread=spread))
-            file = folder / f"{name}-{os.environ['RANK']}.pt"
-            torch.save({"weights": fitted.model.state_dict(), "curves": fitted.curves}, file)
+        for name, case in CASES.items():
+            if group.size in case.sizes:
+                fitted = trained(name, folder / "resume", replace(group, spread=case.spread))
+                whole = together(fitted, case, folder / name, group)
+                own = {key: value for key, value in fitted.model.state_dict().items() if not isinstance(value, DTensor)}
+                weights = own if group.rank else whole
+                file = folder / f"{name}-{os.environ['RANK']}.pt"
+                torch.save({"weights": weights, "curves": fitted.curves}, file)
 
 
 if __name__ == "__main__":

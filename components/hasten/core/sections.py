@@ -300,7 +300,16 @@ class Distributed:
             return {}
         return {name: value for name, value in asdict(self).items() if name not in _RUNNING}
 
+    @property
+    def lossy(self) -> dict[str, Any]:
+        """What changes the result by more than rounding, in whatever arrangement of processes."""
+        compressed = {"powersgd": ("powersgd_rank", "powersgd_start")}.get(self.compression, ())
+        names = ("compression", *compressed, "average_every", "reduce_precision")
+        return {name: value for name in names if (value := getattr(self, name)) != _EXACT.get(name)}
 
+
+_EXACT = {"compression": "none", "average_every": 1, "reduce_precision": "float32"}
+"""Knobs of `distributed` with the values that leave gradients as they are."""
 _RUNNING = ("timeout_seconds", "max_restarts", "mtbf_hours", "bandwidth_mbit")
 """Knobs of `distributed` that leave the result of a training as it is."""
 

@@ -41,10 +41,14 @@ JOB, MODEL, PROGRESS, REFUSAL, RESULT, WEIGHTS = (
     "progress",
     "refusal.json",
     "result.json",
-    "weights.pt",
+    "weights",
 )
 _LOOK_SECONDS = 0.2
 _TAIL_LINES = 3
+
+
+class NotHandedOverError(PassError):
+    """A model can't be given to other processes."""
 
 
 def train(
@@ -62,20 +66,23 @@ def train(
         `curves`, `cache` and `notes`, as of `training.fit.Fitted`.
 
     Raises:
-        PassError: the model can't be handed over, the training refused, or its processes died too often.
+        NotHandedOverError: the model can't be pickled.
+        PassError: the training refused, or its processes died too often.
     """
     import torch
+
+    from hasten.distributed.checkpoint import read_weights
 
     content = io.BytesIO()
     try:
         torch.save(model, content)
     except Exception as error:  # whatever pickling a user's module raises
         reason = first_line(error)
-        raise PassError(f"distributed={spread.kind} can't hand {what} to its processes: {reason}") from error
+        raise NotHandedOverError(f"distributed={spread.kind} can't hand {what} to its processes: {reason}") from error
     planner = followers.planner()
     # Only this user may read or write in it, and the processes look at the digest. Other hosts see only the store, in
     # which it lies with the stage in the making and is removed with it.
-    with tempfile.TemporaryDirectory(prefix="group-", dir=job["folder"] if planner else None) as scratch:
+    with tempfile.TemporaryDirectory(prefix="hasten-group-", dir=job["folder"] if planner else None) as scratch:
         folder = Path(scratch)
         (folder / MODEL).write_bytes(content.getbuffer())
         write_json(folder / JOB, job)
@@ -87,7 +94,7 @@ def train(
                 raise PassError(read_json(folder / REFUSAL)["reason"])
             if agent.returncode != 0 or not (folder / RESULT).exists():
                 raise PassError(_death(agent.returncode, folder, output, spread, what))
-        model.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
+        read_weights(folder / WEIGHTS, model)
         result: dict[str, Any] = read_json(folder / RESULT)
         return result
 

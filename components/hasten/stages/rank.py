@@ -21,6 +21,7 @@ from hasten.core.files import read_json, write_json, write_text
 from hasten.core.interpreter import leave_with_parent
 from hasten.core.recipe import Recipe
 from hasten.core.sections import Distributed
+from hasten.distributed.checkpoint import write_weights
 from hasten.distributed.group import joined
 from hasten.stages.group import JOB, MODEL, PROGRESS, REFUSAL, RESULT, WEIGHTS
 from hasten.stages.stage import Tools
@@ -86,8 +87,8 @@ def _train(job: Mapping[str, Any], model: torch.nn.Module, folder: Path) -> None
             tools=Tools(checkpoint_seconds=job["checkpoint_seconds"], **progress),
         )
         fitted = bench.fitted(model, distil=job["distil"], resume=Path(job["resume"]), group=group)
+        write_weights(folder / WEIGHTS, fitted.model, group)
         if first:
-            torch.save(fitted.model.state_dict(), folder / WEIGHTS)
             write_json(folder / RESULT, {"curves": fitted.curves, "cache": fitted.cache, "notes": fitted.notes})
 
 

@@ -16,10 +16,11 @@ from hasten.core.files import digest, file_digest, read_json, write_json
 from hasten.core.interfaces import Augment, Distillation, Graph, Rows, Task
 from hasten.core.recipe import Recipe
 from hasten.core.sections import Distributed, Loader, Step, TrainingSettings
+from hasten.core.tensor_plan import TensorPlan
 from hasten.data.prepare import Prepared, read
 from hasten.stages.answers import teacher_outputs
 from hasten.stages.data import source, task
-from hasten.stages.group import train
+from hasten.stages.group import NotHandedOverError, train
 from hasten.stages.rehearsal import Rehearsal, rehearsal_ingredients
 from hasten.stages.stage import (
     Tools,
@@ -71,11 +72,21 @@ def training_config(recipe: Recipe, section: str) -> dict[str, Any]:
         "threads": recipe.config["trainer"]["threads"],
         "accelerator": recipe.config["trainer"]["accelerator"],
         "step": asdict(Step.of(recipe.config["trainer"])),
-        **({"distributed": spread} if (spread := Distributed.of(recipe.config["distributed"]).result) else {}),
+        **_spread_config(recipe, section),
         "order": order_config(loader(recipe)),
         "task": arguments(recipe.section("task")),
         "augment": recipe.section("data")["augment"],
     }
+
+
+def _spread_config(recipe: Recipe, section: str) -> dict[str, Any]:
+    """How the training is spread over processes; nothing where one trains."""
+    spread = Distributed.of(recipe.config["distributed"])
+    if spread.kind == "single":
+        return {}
+    plan = TensorPlan.of(recipe.config, section)
+    divided = {"tensor_plan": list(plan.layers.items())} if spread.mesh(spread.devices).tensor > 1 else {}
+    return {"distributed": spread.result, **divided}
 
 
 def loader(recipe: Recipe) -> Loader:
@@ -197,7 +208,7 @@ class StageBench:
         return fitted
 
     def _spread(self, model: torch.nn.Module, spread: Distributed, *, distil: bool, resume: Path) -> Fitted:
-        """Trains a copy in several processes."""
+        """Trains a copy in several processes; in this one where the model can't be given to others."""
         node = self.recipe.section(self.section)["training"]
         trained = copy.deepcopy(model)
         if node["epochs"] == 0:
@@ -213,7 +224,11 @@ class StageBench:
             "distil": distil,
         }
         threads = self.recipe.config["trainer"]["threads"]
-        found = train(trained, job, spread, threads=threads, what=self.what, progress=self.tools.progress)
+        try:
+            found = train(trained, job, spread, threads=threads, what=self.what, progress=self.tools.progress)
+        except NotHandedOverError as error:
+            fitted = self.fitted(model, distil=distil, resume=resume)
+            return replace(fitted, notes=(*fitted.notes, f"One process trained alone: {error}."))
         return Fitted(model=trained.eval(), curves=found["curves"], cache=found["cache"], notes=tuple(found["notes"]))
 
     def fitted(
@@ -271,6 +286,7 @@ class StageBench:
             # Folders of the store are called by their keys.
             contents=" ".join(self.inputs[name].name for name in ("data", answers) if name),
             group=group,
+            plan=TensorPlan.of(self.recipe.config, self.section),
         )
 
     def _told(self, fitted: Fitted) -> Iterator[str]:

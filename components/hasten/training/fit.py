@@ -25,6 +25,7 @@ from hasten.artefacts.rows import take
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Distillation, Progress, Rows, Task
 from hasten.core.sections import Accelerator, Loader, Step, TrainingSettings
+from hasten.core.tensor_plan import WHOLE, TensorPlan
 from hasten.training.batches import Batches
 from hasten.training.cache import cached, resolved, size_bytes
 from hasten.training.determinism import reproducible
@@ -53,7 +54,8 @@ class Fitted:
     """A trained model in eval mode and its curves, one value per epoch.
 
     Attributes:
-        model: with the weights of its best epoch where the settings have a patience, else of its last.
+        model: with the weights of its best epoch where the settings have a patience, else of its last. Of a group that
+            divides it each process has its share, which `distributed.checkpoint.write_weights` puts together.
         curves: `train_loss`, with classes `train_accuracy` (means over the epoch's batches, in training mode), `lr`
             (of the epoch's last step), and with a patience `held_out_loss` (in eval mode, at the epoch's end).
         readings: of each epoch that was trained now: of a training that was resumed, those since then.
@@ -95,6 +97,7 @@ def fit(
     clock: StepClock | None = None,
     callbacks: Sequence[pl.Callback] = (),
     group: Group | None = None,
+    plan: TensorPlan = WHOLE,
 ) -> Fitted:
     """Trains a copy of a model: AdamW (Loshchilov and Hutter 2019), with a schedule of `training.schedule`.
 
@@ -124,12 +127,13 @@ def fit(
         callbacks: that only watch.
         group: of processes that train together, each of which calls this with the same arguments; the first writes the
             checkpoints. None where this one trains alone.
+        plan: by which they divide the layers of the model.
 
     Raises:
         PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, there is
             no row to hold out, the accelerator can't calculate the same twice, the model can't be compiled, or its
             activations can't be made to fit their budget.
-        ConfigError: the distillation names a layer that there is not.
+        ConfigError: the distillation names a layer that there is not, or the plan does not fit the model.
         ValueError: a distillation loss without a teacher or the other way round, or stored outputs of a teacher that
             can't be its answers: for rows that are changed at random, of another number, or where layers are compared.
     """
@@ -146,8 +150,7 @@ def fit(
     with (
         _quiet(),
         # What a model draws, and how rows are changed, belongs to the rows.
-        reproducible((seed + (group.rows_rank if group else 0)) % 2**32, threads, accelerator),
-        _synchronized(student, group),
+        reproducible((seed + (group.draws if group else 0)) % 2**32, threads, accelerator),
         compiling(step, what),
         _lesson(loss, student, teachers, rows, seed) as lesson,
     ):
@@ -165,6 +168,35 @@ def fit(
         steps_per_epoch, part_rows = len(train) // whole.batch_size, math.ceil(whole.batch_size / step.micro_batches)
         total_steps = settings.epochs * steps_per_epoch if steps is None else steps
         blocks = Blocks(rows=loader.block_rows, window=loader.window_blocks) if loader.order == "blocks" else None
+        tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
+        identity = _identity(
+            [student, *teachers, *([] if lesson is None else [lesson])],
+            data if contents is None else contents,
+            [
+                *(asdict(settings), asdict(step), total_steps, seed, threads, accelerator),
+                *map(repr, (loss, task, augment, blocks)),
+                *([] if group is None else [group.spread.lossy]),
+            ],
+        )
+        pipeline = None
+        if group and group.shape.pipeline > 1:
+            from hasten.training.pipelined import micro_rows, pipelined, refuse
+
+            refuse(settings, loss, key)
+            first = few(rows, micro_rows(whole, step, group, key))
+            pipeline = pipelined(
+                student,
+                {name: torch.from_numpy(values) for name, values in first.inputs.items()},
+                step,
+                group,
+                plan=plan,
+                tried=tensors,
+                folder=folder,
+                identity=identity,
+                seed=seed,
+                what=what,
+            )
+            student = pipeline.part
         learner = Learner(
             student,
             task,
@@ -177,16 +209,11 @@ def fit(
             augment=augment,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
-            identity=_identity(
-                [student, *teachers, *([] if lesson is None else [lesson])],
-                data if contents is None else contents,
-                [
-                    *(asdict(settings), asdict(step), total_steps, seed, threads, accelerator),
-                    *map(repr, (loss, task, augment, blocks)),
-                    *([] if group is None else [group.spread.result]),
-                ],
-            ),
+            identity=identity,
+            pipeline=pipeline,
             group=group,
+            plan=plan,
+            tried=tensors,
             diverged=f"lower {key}.lr (now {settings.lr:g})",
             what=what,
         )
@@ -200,6 +227,13 @@ def fit(
                 patience=settings.patience,
             )
             told.append(held_out)
+        checkpoints = None
+        if group:
+            from hasten.training.module import ErrorFeedback
+            from hasten.training.shared_checkpoints import SharedCheckpoints
+
+            checkpoints = SharedCheckpoints(folder, checkpoint_seconds, group)
+            told += [ErrorFeedback(group), checkpoints]
         trainer = _trainer(accelerator, settings.epochs, steps, folder, checkpoint_seconds, told, step, clock, group)
         order = ResumableBatches(
             len(train),
@@ -214,14 +248,18 @@ def fit(
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
         pin = loader.pin_memory and accelerator == "cuda" and torch.cuda.is_available()
-        tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
         with (
             budgeted(student, step, tensors, part_rows, what) as notes,
+            _synchronized(student, group),
             BatchLoader(train, order, loader, pin=pin, delivered=delivered, row_bytes=row_bytes) as batches,
             _little_garbage(),
         ):
             learner.notes += [f"{cache}.", *notes]
-            _run(trainer, learner, batches, _newest(folder, learner.identity, group), accelerator, remedy)
+            checkpoint = _newest(folder, learner.identity, group)
+            if checkpoint and group:
+                share = whole.batch_size // (group.shape.data * step.micro_batches)
+                learner.rehearsal = train.__getitems__(np.arange(share))
+            _run(trainer, learner, batches, checkpoint, accelerator, remedy)
         if held_out is not None:
             held_out.restore(student)
     if step.layout != "contiguous":
@@ -232,7 +270,7 @@ def fit(
         readings=tuple(batches.readings),
         reads_storage=loader.cache == "disk" or loader.order == "blocks",
         cache=cache,
-        notes=tuple(notes),
+        notes=(*notes, *([f"{checkpoints.told}."] if checkpoints and checkpoints.told else [])),
     )
 
 
@@ -333,11 +371,13 @@ def _synchronized(model: nn.Module, group: Group | None) -> Iterator[None]:
 
 def _newest(folder: Path, identity: str, group: Group | None) -> Path | None:
     """The checkpoint to go on from, the same for all processes."""
+    if group is not None:
+        from hasten.distributed.checkpoint import newest as newest_of
+
+        return newest_of(folder, identity, group)
     from hasten.training.checkpoint import newest
 
-    if group is None:
-        return newest(folder, identity)
-    return group.agreed(None if group.rank else newest(folder, identity))
+    return newest(folder, identity)
 
 
 def _trainer(
@@ -354,7 +394,6 @@ def _trainer(
     import pytorch_lightning as pl
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
-    from hasten.distributed.strategy import GroupStrategy
     from hasten.training.checkpoint import CheckpointsOfTpu, DurableCheckpoints, TimedCheckpoints
     from hasten.training.module import RandomState
     from hasten.training.scaling import LossScaling
@@ -363,10 +402,10 @@ def _trainer(
     return pl.Trainer(
         accelerator=LIGHTNING[accelerator],
         devices=group.size if group else 1,
-        strategy=GroupStrategy() if group else "auto",
+        strategy=_strategy(group) if group else "auto",
         max_epochs=epochs if steps is None else -1,
         max_steps=-1 if steps is None else steps,
-        callbacks=[RandomState(group), *callbacks, TimedCheckpoints(folder, checkpoint_seconds, group)],
+        callbacks=[RandomState(), *callbacks, *([] if group else [TimedCheckpoints(folder, checkpoint_seconds)])],
         # Named, so that a SLURM or torchrun environment round the process is not taken for a cluster to join.
         plugins=[
             *([] if group else [LightningEnvironment()]),
@@ -381,6 +420,12 @@ def _trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _strategy(group: Group) -> pl.strategies.Strategy:
+    from hasten.distributed.strategy import GroupStrategy
+
+    return GroupStrategy(group)
 
 
 def _run(
