@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from hasten.artefacts.blocks import Block, blocks
 from hasten.artefacts.wrapper import inner
+from hasten.core.errors import PassError
 from hasten.distributed.group import Group
 
 
@@ -21,8 +22,16 @@ def sharded(model: nn.Module, group: Group) -> FSDPModule:
 
     Gradients are the mean over all that have other rows: summed over the shards, each of which keeps its part, and over
     the replicas (hybrid shard, Zhao et al. 2023), where there are any.
+
+    Raises:
+        PassError: the model has a parameter that can't be divided.
     """
     spread = group.spread
+    if scalars := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
+        raise PassError(
+            f"distributed={spread.kind} can't divide {', '.join(scalars[:3])}{' ...' if scalars[3:] else ''}, which "
+            "PyTorch wants to have at least one axis: distributed=ddp keeps all whole"
+        )
     mesh = group.mesh["replicas", "shards"] if group.shape.replicas > 1 else group.mesh["shards"]
     reduced = None if spread.reduce_precision == "float32" else getattr(torch, spread.reduce_precision)
     policy = MixedPrecisionPolicy(reduce_dtype=reduced)

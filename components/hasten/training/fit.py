@@ -205,6 +205,7 @@ def fit(
                 batch_size=part_rows,
                 steps_per_epoch=steps_per_epoch,
                 patience=settings.patience,
+                group=group,
             )
             told.append(held_out)
         trainer = _trainer(accelerator, settings.epochs, steps, folder, checkpoint_seconds, told, step, clock, group)
