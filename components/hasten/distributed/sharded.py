@@ -37,8 +37,7 @@ def sharded(model: nn.Module, group: Group) -> FSDPModule:
     policy = MixedPrecisionPolicy(reduce_dtype=reduced)
     model.register_forward_hook(_own)
     for block in _separate(model):
-        for module in block.modules:
-            module.register_forward_hook(_own)
+        block.modules[-1].register_forward_hook(_own)
         fully_shard(list(block.modules), mesh=mesh, mp_policy=policy, reshard_after_forward=spread.reshard)
     whole: FSDPModule = fully_shard(model, mesh=mesh, mp_policy=policy)
     return whole
