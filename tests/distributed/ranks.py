@@ -19,6 +19,7 @@ from hasten.core.files import write_json
 from hasten.core.interfaces import Distillation, Rows, Silent
 from hasten.core.sections import Distributed, Step, TrainingSettings
 from hasten.core.tensor_plan import WHOLE, TensorPlan
+from hasten.distributed.checkpoint import read_weights, write_weights
 from hasten.distributed.group import Group, joined
 from hasten.distributed.parameters import clip_gradients
 from hasten.models.mlp import MLP
@@ -253,6 +254,15 @@ def trained(case: Case, folder: Path, group: object = None, **more: object) -> F
     )
 
 
+def together(fitted: Fitted, case: Case, folder: Path, group: Group) -> dict[str, torch.Tensor]:
+    """The weights of all processes, as one that is not of them reads them."""
+    write_weights(folder, fitted.model, group)
+    group.agreed(None)  # it is there when the first has written it
+    whole = case.model()
+    read_weights(folder, whole)
+    return whole.state_dict()
+
+
 class Collectives(TorchDispatchMode, pl.Callback):
     """Counts those of the last step of a training, by their names."""
 
@@ -316,9 +326,9 @@ def main() -> None:
         for name, case in CASES.items():
             if group.size in case.sizes:
                 fitted = trained(case, folder / "resume", replace(group, spread=case.spread))
-                weights = {
-                    key: value for key, value in fitted.model.state_dict().items() if not isinstance(value, DTensor)
-                }
+                whole = together(fitted, case, folder / name, group)
+                own = {key: value for key, value in fitted.model.state_dict().items() if not isinstance(value, DTensor)}
+                weights = own if group.rank else whole
                 file = folder / f"{name}-{os.environ['RANK']}.pt"
                 torch.save({"weights": weights, "curves": fitted.curves}, file)
         if group.size == 2:

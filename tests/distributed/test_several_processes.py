@@ -48,7 +48,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """Number of processes, case -> what each of them ends with: the weights that it has whole, and the curves.
+    """Number of processes, case -> what each ends with: all weights in the first, others those that they have whole.
 
     In place of a case `facts`, which the first of two tells.
     """

@@ -29,6 +29,6 @@ class MeasurementError(HastenError):
     """A measurement could not be finished."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What a library says before it goes into details; the kind of the error where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from hasten.core.errors import ConfigError
 from hasten.core.sections import Distributed, MeshShape
 
 T = TypeVar("T")
@@ -38,11 +39,6 @@ class Group:
         """How the processes are arranged."""
         return self.spread.mesh(self.size)
 
-    @property
-    def divides(self) -> bool:
-        """Whether the model is divided, so that a process has only a part of it."""
-        return self.spread.kind != "ddp"
-
     @cached_property
     def mesh(self) -> DeviceMesh:
         """The processes in the dimensions of `MeshShape`, the last of which are neighbours.
@@ -59,6 +55,11 @@ class Group:
         """Number, in `range(shape.data)`, of the share of each batch that this process sees."""
         shape = self.shape
         return self.rank // shape.tensor % shape.data
+
+    @property
+    def draws(self) -> int:
+        """Number of what the process draws at random: the same for those that calculate parts of the same values."""
+        return self.rank // self.shape.tensor
 
     @property
     def stage_rank(self) -> int:
@@ -106,10 +107,23 @@ def joined(spread: Distributed) -> Iterator[Group]:
     """Meets the others where torchrun's environment variables say, and takes leave of them.
 
     Whoever waits for a process that does not come ends after `spread.timeout_seconds`.
+
+    Raises:
+        ConfigError: there are fewer than there were to be, among which the model can't be divided.
     """
     dist.init_process_group("gloo", timeout=timedelta(seconds=spread.timeout_seconds))
     try:
-        yield Group(spread=spread, rank=dist.get_rank(), size=dist.get_world_size())
+        group = Group(spread=spread, rank=dist.get_rank(), size=dist.get_world_size())
+        _check(group)
+        yield group
         dist.barrier()  # gloo aborts a process whose peer is gone while it still takes leave
     finally:
         dist.destroy_process_group()
+
+
+def _check(group: Group) -> None:
+    try:
+        _ = group.shape
+    except ConfigError as error:
+        devices = group.spread.devices
+        raise ConfigError(f"of distributed.devices={devices} processes {group.size} are there, and {error}") from error

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
@@ -29,15 +27,6 @@ def own_part(values: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
         return values, whole
     divided = distribute_tensor(whole, values.device_mesh, values.placements, src_data_rank=None)
     return values.to_local(), divided.to_local()
-
-
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a model as plain tensors on the CPU, in the first process; elsewhere it is empty.
-
-    All processes have to call it at the same time.
-    """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
 
 
 def complete_gradients(parameters: Iterable[nn.Parameter]) -> None:

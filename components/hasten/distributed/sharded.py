@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +17,14 @@ from hasten.core.errors import PassError
 from hasten.distributed.group import Group
 
 
-def sharded(model: nn.Module, group: Group) -> FSDPModule:
+def sharded(model: nn.Module, group: Group, separate: Iterable[Sequence[nn.Module]] | None = None) -> FSDPModule:
     """Divides a model in place among the shards of a group, each block by itself and what is left as one.
 
     Gradients are the mean over all that have other rows: summed over the shards, each of which keeps its part, and over
     the replicas (hybrid shard, Zhao et al. 2023), where there are any.
+
+    Args:
+        separate: modules of each block; None for what a model shows by its sequences of modules.
 
     Raises:
         PassError: the model has a parameter that can't be divided.
@@ -36,9 +39,9 @@ def sharded(model: nn.Module, group: Group) -> FSDPModule:
     reduced = None if spread.reduce_precision == "float32" else getattr(torch, spread.reduce_precision)
     policy = MixedPrecisionPolicy(reduce_dtype=reduced)
     model.register_forward_hook(_own)
-    for block in _separate(model):
-        block.modules[-1].register_forward_hook(_own)
-        fully_shard(list(block.modules), mesh=mesh, mp_policy=policy, reshard_after_forward=spread.reshard)
+    for block in _separate(model) if separate is None else separate:
+        block[-1].register_forward_hook(_own)
+        fully_shard(list(block), mesh=mesh, mp_policy=policy, reshard_after_forward=spread.reshard)
     whole: FSDPModule = fully_shard(model, mesh=mesh, mp_policy=policy)
     return whole
 
@@ -60,7 +63,7 @@ def _own(module: nn.Module, arguments: Any, output: Any) -> Any:
     return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 
 
-def _separate(model: nn.Module) -> list[Block]:
+def _separate(model: nn.Module) -> list[Sequence[nn.Module]]:
     """Blocks that have matrices, of which none is shared with other parts of the model."""
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
 
@@ -73,7 +76,7 @@ def _separate(model: nn.Module) -> list[Block]:
         return here == {name: uses[name] for name in here}
 
     return [
-        block
+        block.modules
         for block in blocks(inner(model))
         if own(block) and any(parameter.ndim > 1 for module in block.modules for parameter in module.parameters())
     ]

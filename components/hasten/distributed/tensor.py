@@ -64,13 +64,14 @@ def _chosen(network: nn.Module, plan: TensorPlan, *, sequence_parallel: bool) ->
     """Name of a module -> word of the plan that stands for it now."""
     names = [name for name, _ in network.named_modules() if name]
     for pattern in plan.layers:
-        if not any(_fits(name, pattern) for name in names):
+        if not any(fits(name, pattern) for name in names):
             raise ConfigError(f"{plan.key}: the model has no module {pattern!r}{nearest(pattern, names)}")
-    found = {name: next((word for pattern, word in plan.layers.items() if _fits(name, pattern)), "") for name in names}
+    found = {name: next((word for pattern, word in plan.layers.items() if fits(name, pattern)), "") for name in names}
     return {name: word for name, word in found.items() if word and (sequence_parallel or word not in SEQUENCE)}
 
 
-def _fits(name: str, pattern: str) -> bool:
+def fits(name: str, pattern: str) -> bool:
+    """Whether a pattern of a plan is for the module of that name."""
     parts, wanted = name.split("."), pattern.split(".")
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 

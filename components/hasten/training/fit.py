@@ -55,7 +55,7 @@ class Fitted:
 
     Attributes:
         model: with the weights of its best epoch where the settings have a patience, else of its last. Of a group that
-            divides it the first process has the whole one, and each other its own part.
+            divides it each process has its share, which `distributed.checkpoint.write_weights` puts together.
         curves: `train_loss`, with classes `train_accuracy` (means over the epoch's batches, in training mode), `lr`
             (of the epoch's last step), and with a patience `held_out_loss` (in eval mode, at the epoch's end).
         readings: of each epoch that was trained now: of a training that was resumed, those since then.
@@ -150,8 +150,7 @@ def fit(
     with (
         _quiet(),
         # What a model draws, and how rows are changed, belongs to the rows.
-        reproducible((seed + (group.rows_rank if group else 0)) % 2**32, threads, accelerator),
-        _synchronized(student, group),
+        reproducible((seed + (group.draws if group else 0)) % 2**32, threads, accelerator),
         compiling(step, what),
         _lesson(loss, student, teachers, rows, seed) as lesson,
     ):
@@ -170,6 +169,34 @@ def fit(
         total_steps = settings.epochs * steps_per_epoch if steps is None else steps
         blocks = Blocks(rows=loader.block_rows, window=loader.window_blocks) if loader.order == "blocks" else None
         tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
+        identity = _identity(
+            [student, *teachers, *([] if lesson is None else [lesson])],
+            data if contents is None else contents,
+            [
+                *(asdict(settings), asdict(step), total_steps, seed, threads, accelerator),
+                *map(repr, (loss, task, augment, blocks)),
+                *([] if group is None else [group.spread.lossy]),
+            ],
+        )
+        pipeline = None
+        if group and group.shape.pipeline > 1:
+            from hasten.training.pipelined import micro_rows, pipelined, refuse
+
+            refuse(settings, loss, key)
+            first = few(rows, micro_rows(whole, step, group, key))
+            pipeline = pipelined(
+                student,
+                {name: torch.from_numpy(values) for name, values in first.inputs.items()},
+                step,
+                group,
+                plan=plan,
+                tried=tensors,
+                folder=folder,
+                identity=identity,
+                seed=seed,
+                what=what,
+            )
+            student = pipeline.part
         learner = Learner(
             student,
             task,
@@ -182,15 +209,8 @@ def fit(
             augment=augment,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
-            identity=_identity(
-                [student, *teachers, *([] if lesson is None else [lesson])],
-                data if contents is None else contents,
-                [
-                    *(asdict(settings), asdict(step), total_steps, seed, threads, accelerator),
-                    *map(repr, (loss, task, augment, blocks)),
-                    *([] if group is None else [group.spread.result]),
-                ],
-            ),
+            identity=identity,
+            pipeline=pipeline,
             group=group,
             plan=plan,
             tried=tensors,
@@ -208,6 +228,13 @@ def fit(
                 group=group,
             )
             told.append(held_out)
+        checkpoints = None
+        if group:
+            from hasten.training.module import ErrorFeedback
+            from hasten.training.shared_checkpoints import SharedCheckpoints
+
+            checkpoints = SharedCheckpoints(folder, checkpoint_seconds, group)
+            told += [ErrorFeedback(group), checkpoints]
         trainer = _trainer(accelerator, settings.epochs, steps, folder, checkpoint_seconds, told, step, clock, group)
         order = ResumableBatches(
             len(train),
@@ -224,15 +251,18 @@ def fit(
         pin = loader.pin_memory and accelerator == "cuda" and torch.cuda.is_available()
         with (
             budgeted(student, step, tensors, math.ceil(part_rows / order.world_size), what) as notes,
+            _synchronized(student, group),
             BatchLoader(train, order, loader, pin=pin, delivered=delivered, row_bytes=row_bytes) as batches,
             _little_garbage(),
         ):
             learner.notes += [f"{cache}.", *notes]
-            _run(trainer, learner, batches, _newest(folder, learner.identity, group), accelerator, remedy)
+            checkpoint = _newest(folder, learner.identity, group)
+            if checkpoint and group:
+                share = whole.batch_size // (group.shape.data * step.micro_batches)
+                learner.rehearsal = train.__getitems__(np.arange(share))
+            _run(trainer, learner, batches, checkpoint, accelerator, remedy)
         if held_out is not None:
             held_out.restore(student)
-        if group is not None and group.divides:
-            student = _together(student, model)
     if step.layout != "contiguous":
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Fitted(
@@ -241,7 +271,7 @@ def fit(
         readings=tuple(batches.readings),
         reads_storage=loader.cache == "disk" or loader.order == "blocks",
         cache=cache,
-        notes=tuple(notes),
+        notes=(*notes, *([f"{checkpoints.told}."] if checkpoints and checkpoints.told else [])),
     )
 
 
@@ -340,25 +370,15 @@ def _synchronized(model: nn.Module, group: Group | None) -> Iterator[None]:
         restore(before)
 
 
-def _together(divided: nn.Module, model: nn.Module) -> nn.Module:
-    """A copy of the model with the weights of one that was divided; in all processes but the first it is divided."""
-    from hasten.distributed.parameters import whole_state
-
-    state = whole_state(divided)
-    if not state:
-        return divided
-    whole = copy.deepcopy(model)
-    whole.load_state_dict(state)
-    return whole
-
-
 def _newest(folder: Path, identity: str, group: Group | None) -> Path | None:
     """The checkpoint to go on from, the same for all processes."""
+    if group is not None:
+        from hasten.distributed.checkpoint import newest as newest_of
+
+        return newest_of(folder, identity, group)
     from hasten.training.checkpoint import newest
 
-    if group is None:
-        return newest(folder, identity)
-    return group.agreed(None if group.rank else newest(folder, identity))
+    return newest(folder, identity)
 
 
 def _trainer(
@@ -375,7 +395,6 @@ def _trainer(
     import pytorch_lightning as pl
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
-    from hasten.distributed.strategy import GroupStrategy
     from hasten.training.checkpoint import CheckpointsOfTpu, DurableCheckpoints, TimedCheckpoints
     from hasten.training.module import RandomState
     from hasten.training.scaling import LossScaling
@@ -384,10 +403,10 @@ def _trainer(
     return pl.Trainer(
         accelerator=LIGHTNING[accelerator],
         devices=group.size if group else 1,
-        strategy=GroupStrategy() if group else "auto",
+        strategy=_strategy(group) if group else "auto",
         max_epochs=epochs if steps is None else -1,
         max_steps=-1 if steps is None else steps,
-        callbacks=[RandomState(group), *callbacks, TimedCheckpoints(folder, checkpoint_seconds, group)],
+        callbacks=[RandomState(), *callbacks, *([] if group else [TimedCheckpoints(folder, checkpoint_seconds)])],
         # Named, so that a SLURM or torchrun environment round the process is not taken for a cluster to join.
         plugins=[
             *([] if group else [LightningEnvironment()]),
@@ -402,6 +421,12 @@ def _trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _strategy(group: Group) -> pl.strategies.Strategy:
+    from hasten.distributed.strategy import GroupStrategy
+
+    return GroupStrategy(group)
 
 
 def _run(

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Progress, Task
 from hasten.core.sections import Step, TrainingSettings
 from hasten.core.tensor_plan import WHOLE, TensorPlan
+from hasten.distributed.data_parallel import error_feedback, restore_error_feedback
 from hasten.distributed.group import Group
 from hasten.distributed.parameters import by_mesh, clip_gradients, complete_gradients
 from hasten.training.determinism import random_state, restore_random_state
 from hasten.training.lesson import Lesson
 from hasten.training.schedule import scheduler
 from hasten.training.step import ForwardPass, parts
+
+if TYPE_CHECKING:
+    from hasten.distributed.pipeline import Pipeline
 
 
 class Learner(pl.LightningModule):  # type: ignore[misc]
@@ -48,9 +53,11 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         tried: a few rows, on which that is tried.
         diverged: what to do where the loss is no number, for the error message.
         what: is trained, for error messages.
+        pipeline: that the model is a part of; None where it is whole.
 
     Attributes:
         notes: what the report should say of how it was trained, one sentence each.
+        rehearsal: rows of a step that is tried before a training goes on, or None.
     """
 
     def __init__(
@@ -73,12 +80,13 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         group: Group | None = None,
         plan: TensorPlan = WHOLE,
         tried: Mapping[str, Tensor] = MappingProxyType({}),
+        pipeline: Pipeline | None = None,
     ) -> None:
         super().__init__()
         # A step is calculated here, by `calculate_loss`, `calculate_gradients` and `update_weights`.
         self.automatic_optimization = False
         self.model, self.lesson = model, lesson
-        self._group, self._plan, self._tried = group, plan, tried
+        self._group, self._plan, self._tried, self._pipeline = group, plan, tried, pipeline
         self._forward = ForwardPass(model, step, device)
         if lesson is not None and group is not None:
             lesson.average(group)
@@ -89,6 +97,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.curves: dict[str, list[float]] = {name: [] for name in curve_names(classes)}
         self._sums: dict[str, float] = {"loss": 0.0, "correct": 0, "rows": 0}
         self.notes: list[str] = []
+        self.rehearsal: tuple[Tensor, ...] | None = None
         self._last_loss = math.nan
         self._unread: _StepOutcome | None = None
 
@@ -102,10 +111,26 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         """Of the last step, for which a device may have to be waited."""
         return self._last_loss if self._unread is None else self._unread.values()[0]
 
+    @property
+    def averaged(self) -> DistributedDataParallel | None:
+        """Where gradients are averaged over processes; None where they are not, or not by themselves."""
+        return self._forward.averaged
+
     def configure_model(self) -> None:
         """Spreads the model over the processes, after all that is to be known of the whole one was measured."""
-        if self._group is not None:
+        if self._pipeline is not None:
+            self._pipeline.spread()
+        elif self._group is not None:
             self._forward.spread(self._group, self._plan, self._tried)
+
+    def on_fit_start(self) -> None:
+        """Before a state is read into it, in which nothing of this is left."""
+        if self.rehearsal is not None and self.averaged is not None:
+            # Only after a backward pass are gradients averaged in the order in which they come, bucket by bucket: in
+            # another order more than two processes would add them up to something else than they did before.
+            loss, _ = self.calculate_loss(self.rehearsal)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.zero_grad()
 
     def on_train_start(self) -> None:
         if self.lesson is not None:
@@ -118,6 +143,12 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         optimizer = self.optimizers()
         with self._phase("optimizer"):
             optimizer.zero_grad()
+        if self._pipeline is not None:
+            outcome = self._pipeline.step(tensors[: len(self._names)], self._judge_of(tensors), self._phase)
+            with self._phase("optimizer"):
+                self.update_weights(optimizer)
+            self._close_step(*outcome, len(tensors[0]))
+            return
         losses, corrects = [], []
         pieces = [*parts(tensors, self._step.micro_batches)]
         weight = self._weight(len(tensors[0]))
@@ -134,6 +165,17 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         with self._phase("optimizer"):
             self.update_weights(optimizer)
         self._close_step(_total(losses), _total(corrects), len(tensors[0]))
+
+    def _judge_of(self, tensors: tuple[Tensor, ...]) -> Callable[[Tensor, slice], tuple[Tensor, Tensor | int]]:
+        """What tells the loss of some of these rows, weighted with their share, and how many of them are right."""
+
+        def judge(outputs: Tensor, numbers: slice) -> tuple[Tensor, Tensor | int]:
+            with self._phase("forward"):
+                inputs, targets, answers = self._named(tuple(each[numbers] for each in tensors))
+                loss = self._judged(inputs, outputs, answers, targets) * (len(targets) / len(tensors[0]))
+                return loss, (outputs.argmax(1) == targets).sum() if self._classes else 0
+
+        return judge
 
     def _weight(self, num_rows: int) -> float:
         """Of this process' mean loss: the mean of all gradients is then that of all rows, whoever has how many."""
@@ -174,8 +216,9 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         if not self._augment:
             return batch
         inputs: Mapping[str, Tensor] = dict(zip(self._names, batch, strict=False))
-        for change in self._augment:
-            inputs = change(inputs)
+        with nullcontext() if self._pipeline is None else self._pipeline.same_draws(self.global_step):
+            for change in self._augment:
+                inputs = change(inputs)
         return (*(inputs[name] for name in self._names), *batch[len(self._names) :])
 
     def _named(self, batch: tuple[Tensor, ...]) -> tuple[Mapping[str, Tensor], Tensor, Tensor | None]:
@@ -207,7 +250,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.curves, self._sums = checkpoint["curves"], checkpoint["sums"]
-        if self._group is not None and self._group.rank:
+        if self._group is not None and self._group.rows_rank:
             self._sums = dict.fromkeys(self._sums, 0)  # the first has those of all
 
     def _close_step(self, loss: Tensor, correct: Tensor | int, rows: int) -> None:
@@ -294,25 +337,50 @@ def curve_names(classes: bool) -> tuple[str, ...]:
 
 
 class RandomState(pl.Callback):  # type: ignore[misc]
-    """Keeps the state of all generators in the checkpoint: a resumed dropout draws what it would have drawn.
+    """Keeps the state of all generators in the checkpoint: a resumed dropout draws what it would have drawn."""
 
-    Args:
-        group: of processes, of which each has generators of its own; None for one alone.
-    """
+    of_this_process = True
 
-    def __init__(self, group: Group | None = None) -> None:
-        self._group = group
+    def __init__(self) -> None:
         self._loaded: Mapping[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return random_state() if self._group is None else {"processes": self._group.gathered(random_state())}
+        return random_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict if self._group is None else state_dict["processes"][self._group.rank]
+        self._loaded = state_dict
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._loaded is not None:
             restore_random_state(self._loaded)
+
+
+class ErrorFeedback(pl.Callback):  # type: ignore[misc]
+    """Keeps in the checkpoint what compression has left out so far of the gradients of this process.
+
+    Processes that are arranged otherwise than those that wrote it begin without.
+    """
+
+    of_this_process = True
+
+    def __init__(self, group: Group) -> None:
+        self._shape = tuple(group.shape)
+        self._loaded: Mapping[str, Any] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._learner = pl_module
+
+    def state_dict(self) -> dict[str, Any]:
+        averaged = self._learner.averaged
+        kept = {} if averaged is None else error_feedback(averaged)
+        return {"shape": self._shape, "kept": kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict["kept"] if state_dict["shape"] == self._shape else {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._loaded and pl_module.averaged is not None:
+            restore_error_feedback(pl_module.averaged, self._loaded)
 
 
 class ProgressOfSteps(pl.Callback):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from hasten.distributed.data_parallel import Wrapped, averaged
 from hasten.distributed.group import Group
 from hasten.distributed.sharded import adding_up, sharded
 from hasten.distributed.tensor import divide
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _HALF: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,14 +41,10 @@ class ForwardPass:
     """
 
     def __init__(self, model: nn.Module, step: Step, device: str) -> None:
-        self._model, self._device = model, device
-        self._dtype = _HALF.get(step.precision)
-        self._channels_last = step.layout == "channels_last"
-        self._run: Callable[[nn.Module, Mapping[str, Tensor]], Tensor] = forward
-        if self._channels_last:
+        self._model, self._step, self._device = model, step, device
+        self._run: Callable[[nn.Module, Mapping[str, Tensor]], Tensor] = compiled(step.compile, forward)
+        if step.layout == "channels_last":
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if step.compile != "none":
-            self._run = _compiled(step.compile)
         self._averaged: DistributedDataParallel | None = None
         self._adding_up: Callable[[], AbstractContextManager[object]] = nullcontext
 
@@ -65,13 +65,18 @@ class ForwardPass:
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Outputs in float32."""
-        with self._autocast():
+        with autocast(self._step, self._device):
             outputs: Tensor = (
                 self._run(self._model, self._laid_out(inputs))
                 if self._averaged is None
                 else self._averaged(dict(self._laid_out(inputs)))
             )
         return outputs.float()
+
+    @property
+    def averaged(self) -> DistributedDataParallel | None:
+        """Where gradients are averaged over processes; None where they are not."""
+        return self._averaged
 
     def communicating(self, wanted: bool) -> AbstractContextManager[object]:
         """Forward and backward passes after which gradients are averaged, or only add up in this process."""
@@ -81,19 +86,27 @@ class ForwardPass:
         """Outputs of the model as it will be used: in float32 and not compiled."""
         return forward(self._model, self._laid_out(inputs))
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._dtype is None else torch.autocast(self._device, dtype=self._dtype)
-
     def _laid_out(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if not self._channels_last:
-            return inputs
-        return {
-            name: values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
-            for name, values in inputs.items()
-        }
+        return {name: laid_out(self._step, values) for name, values in inputs.items()}
 
 
-def _compiled(mode: Compilation) -> Callable[[nn.Module, Mapping[str, Tensor]], Tensor]:
+def autocast(step: Step, device: str) -> AbstractContextManager[object]:
+    """Where a forward pass is calculated, on a device of that type."""
+    dtype = _HALF.get(step.precision)
+    return nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
+
+
+def laid_out(step: Step, values: Tensor) -> Tensor:
+    """What a forward pass takes (B, ...), in the layout of the step."""
+    if step.layout == "channels_last" and values.ndim == 4:
+        return values.contiguous(memory_format=torch.channels_last)
+    return values
+
+
+def compiled(mode: Compilation, function: Callable[P, T]) -> Callable[P, T]:
+    """The function as the mode wants it run."""
+    if mode == "none":
+        return function
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=DeprecationWarning)
         from torch._inductor import compile_fx, list_mode_options  # noqa: F401  # imported by compiling anyway
@@ -101,10 +114,8 @@ def _compiled(mode: Compilation) -> Callable[[nn.Module, Mapping[str, Tensor]], 
     # Kernels chosen by stopwatch would add in another order in the next process. Each size of a batch is compiled for
     # itself: a step has at most two, and code for any size is slower.
     options = {**list_mode_options(mode), "deterministic": True}
-    compiled: Callable[[nn.Module, Mapping[str, Tensor]], Tensor] = torch.compile(
-        forward, options=options, dynamic=False
-    )
-    return compiled
+    faster: Callable[P, T] = torch.compile(function, options=options, dynamic=False)
+    return faster
 
 
 @contextmanager
