@@ -14,7 +14,9 @@ from torch.nn import functional
 from hasten.artefacts.module import forward
 from hasten.core.errors import PassError
 from hasten.core.tensor_plan import TensorPlan
-from hasten.distributed.pipeline_cut import TOLERANCE, Cut, Plain, Traced, divided, measured, planned
+from hasten.distributed.pipeline_cost import measured
+from hasten.distributed.pipeline_cut import TOLERANCE, divided, planned
+from hasten.distributed.pipeline_trace import Cut, Plain, Traced
 from hasten.models.cifar_resnet import CifarResNet
 from hasten.models.transformer import Transformer
 
