@@ -92,7 +92,6 @@ CASES = {
     4: {
         "four stages, GPipe": case("GPipe", devices=4),
         "four stages, 1F1B, clipped": case("1F1B", step=CLIPPED, devices=4),
-        "four stages, 1F1B, compiled": case("1F1B", step={"compile": "default"}, devices=4),
         "eight stages, Interleaved1F1B": case("Interleaved1F1B", devices=4),
         "eight stages, ZBVZeroBubble": case("ZBVZeroBubble", 8, devices=4),
         "LoopedBFS x replicas": case("LoopedBFS", devices=4, pipeline=2),

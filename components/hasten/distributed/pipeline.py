@@ -98,7 +98,6 @@ class Pipeline:
         micro_batches: of a step.
         inside: the context of forward passes, such as autocast.
         laid_out: gives a tensor that a stage takes the layout that its kernels like.
-        run: calls a stage, for example compiled.
         seed: of random changes of inputs.
 
     Attributes:
@@ -116,7 +115,6 @@ class Pipeline:
         micro_batches: int,
         inside: Context = nullcontext,
         laid_out: Callable[[Tensor], Tensor] = lambda values: values,
-        run: Callable[..., Any] = lambda stage, *values: stage(*values),
         seed: int = 0,
     ) -> None:
         self._group, self._seed = group, seed
@@ -137,7 +135,6 @@ class Pipeline:
                 last=number == len(graphs) - 1,
                 inside=inside,
                 laid_out=laid_out,
-                run=run,
             )
             for number in self._held
         ]
@@ -269,18 +266,17 @@ class _StageModule(nn.Module):
         last: bool,
         inside: Context,
         laid_out: Callable[[Tensor], Tensor],
-        run: Callable[..., Any],
     ) -> None:
         super().__init__()
         self.graph = graph
         self._overwrites, self._apart, self._last = overwrites, apart, last
-        self._inside, self._laid_out, self._run = inside, laid_out, run
+        self._inside, self._laid_out = inside, laid_out
 
     def forward(self, *values: Tensor) -> Any:
         if self._overwrites:
             values = tuple(value.clone() for value in values)
         with self._inside():
-            outputs = self._run(self.graph, *map(self._laid_out, values))
+            outputs = self.graph(*map(self._laid_out, values))
         if self._last:
             return outputs.float()
         return tuple(self._own(output, values) for output in outputs)

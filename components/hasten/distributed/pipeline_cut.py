@@ -132,10 +132,11 @@ def planned(
         PassError: the model can't be cut into so many stages, or its stages one after the other don't do what it does.
     """
     try:
-        traced = None if cut is None else _fitting(model, list(inputs), cut, stages)
-        if traced is None or cut is None:
+        found = None if cut is None else _fitting(model, inputs, cut, stages, inside, plan)
+        if found is None:
             traced, cut = _chosen(model, inputs, stages, inside, monotonic() + seconds, plan, what)
-        given = measured(traced, [*inputs.values()], inside=inside, repeats=0).given
+            found = traced, cut, measured(traced, [*inputs.values()], inside=inside, repeats=0).given
+        traced, cut, given = found
         return Plan(cut=cut, given=given, overwrites=_checked(traced, cut, given, inputs, what))
     except HastenError:
         raise
@@ -143,13 +144,24 @@ def planned(
         raise PassError(f"{what} can't be cut into the stages of a pipeline: {first_line(error)}") from error
 
 
-def _fitting(model: nn.Module, names: Sequence[str], cut: Cut, stages: int) -> Traced | None:
-    """The model as the cut wants it traced; None where it is a cut of another."""
+def _fitting(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    cut: Cut,
+    stages: int,
+    inside: Callable[[], AbstractContextManager[object]],
+    plan: TensorPlan,
+) -> tuple[Traced, Cut, dict[str, Given]] | None:
+    """The model as the cut wants it traced, and what it gives; None where it can't be cut like that."""
     modules = dict(model.named_modules())
-    if len(cut.before) != stages - 1 or any(name not in modules for name in cut.opened):
+    if len(cut.before) != stages - 1 or any(name not in modules or plan.layers for name in cut.opened):
         return None
-    traced = Traced(model, names, cut.opened)
-    return traced if set(cut.before) <= set(traced.names()) else None
+    traced = Traced(model, list(inputs), cut.opened)
+    if not set(cut.before) <= set(traced.names()):
+        return None
+    given = measured(traced, [*inputs.values()], inside=inside, repeats=0).given
+    moved = traced.moved_bytes(given, plan)
+    return (traced, cut, given) if all(moved[place] is not None for place in traced.borders(cut)[1:-1]) else None
 
 
 def _chosen(
