@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hasten.core.files import write_json
 from hasten.core.interfaces import Rows, Silent
 from hasten.core.sections import Distributed, Step, TrainingSettings
 from hasten.core.tensor_plan import TensorPlan
+from hasten.distributed.checkpoint import write_weights
 from hasten.distributed.group import joined
 from hasten.tasks.classification import Classification
 from hasten.training.fit import Fitted, fit
@@ -28,7 +30,7 @@ class Uneven(nn.Module):
         self.norm = nn.BatchNorm2d(4)
         self.act = nn.ReLU(inplace=True)
         self.blocks = nn.ModuleList(Bottleneck(width) for width in (2, 32, 4, 8))
-        layers = (nn.Flatten(), nn.LayerNorm(256), nn.Linear(256, 32), nn.ReLU(inplace=True), nn.Linear(32, 10))
+        layers = (nn.Flatten(), nn.LayerNorm(256), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10))
         self.head = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -125,8 +127,8 @@ def main() -> None:
     with joined(spread("1F1B", devices=size, pipeline=size)) as group:
         for name, (step, by) in CASES[size].items():
             fitted = trained(step, folder / "resume", replace(group, spread=by))
-            weights = fitted.model.state_dict() if group.rank == 0 else {}
-            torch.save({"weights": weights, "curves": fitted.curves}, folder / f"{name}-{group.rank}.pt")
+            write_weights(folder / name, fitted.model, group)
+            write_json(folder / f"{name}-{group.rank}.json", fitted.curves)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from hasten.stages.training import StageBench
 SMALL = ("model.arch.widths=[4]", "model.arch.num_blocks=1", "trainer.threads=1", "trainer.batch_size=60")
 SPREAD = ("distributed=ddp",)
 MLP = ("model=mlp", "model.arch.hidden=[16]", "trainer.threads=1", "trainer.batch_size=60")
+PIPELINE = ("distributed=pipeline", "trainer.micro_batches=2")
+HYBRID = ("distributed=hybrid", "distributed.pipeline=2", "distributed.tensor=1", "trainer.micro_batches=2")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -122,6 +124,21 @@ def test_a_plan_that_does_not_fit_the_model_is_told_by_its_processes(tmp_path: P
 
 
 @pytest.mark.slow
+def test_two_processes_with_some_layers_each_make_the_model_that_one_makes(tmp_path: Path) -> None:
+    micro_batches, progress = "trainer.micro_batches=4", Told()
+    asked = recipe("distributed=pipeline", micro_batches, "trainer.epochs=2")
+    check(asked)
+    spread = teacher(asked, tmp_path / "two", progress)
+    alone = teacher(recipe(micro_batches, "trainer.epochs=2"), tmp_path / "one")
+    assert difference(weights(spread), weights(alone)) <= 1e-5
+    curves = read_json(spread / "curves.json")
+    for name, values in read_json(alone / "curves.json").items():
+        assert curves[name] == pytest.approx(values, abs=1e-5)
+    assert progress.steps == progress.total > 0
+    assert not ranks(tmp_path)
+
+
+@pytest.mark.slow
 def test_what_a_process_refuses_is_told_and_not_tried_again(tmp_path: Path) -> None:
     with pytest.raises(PassError, match=r"the loss became .* lower model\.training\.lr"):
         teacher(recipe(*SPREAD, "trainer.epochs=3", "trainer.lr=1e30"), tmp_path)
@@ -184,6 +201,44 @@ def test_one_process_trains_what_cannot_be_given_to_others(tmp_path: Path) -> No
         (
             ("distributed=tensor", "model=mlp", "student=mlp", "distillation=attention"),
             r"distributed\.tensor=2 can't be combined with distillation\.student_layers=blocks",
+        ),
+        (
+            ("distributed=pipeline",),
+            r"schedule=1F1B needs a micro-batch for each of 2 stages, and trainer\.micro_batches=1",
+        ),
+        (
+            (
+                "distributed=pipeline",
+                "distributed.devices=4",
+                "distributed.schedule=DualPipeV",
+                "trainer.micro_batches=4",
+            ),
+            r"schedule=DualPipeV needs a micro-batch for each of 8 stages",
+        ),
+        (
+            ("distributed=pipeline", "distributed.schedule=Interleaved1F1B", "trainer.micro_batches=5"),
+            r"in 2 equal rounds for 2 processes, and trainer\.micro_batches=5: 4 can be divided",
+        ),
+        (
+            (*PIPELINE, "distributed.schedule=ZBVZeroBubble", "trainer.compile=default"),
+            r"schedule=ZBVZeroBubble can't be combined with trainer\.compile=default",
+        ),
+        (
+            (*HYBRID, "distributed.shards=0", "distributed.schedule=ZBVZeroBubble"),
+            r"schedule=ZBVZeroBubble can't be combined with distributed\.shards=2",
+        ),
+        (
+            (*PIPELINE, "trainer.activation_budget_mb=1"),
+            r"pipeline=2 can't be combined with trainer\.activation_budget_mb",
+        ),
+        ((*PIPELINE, "trainer.patience=2"), r"pipeline=2 can't be combined with model\.training\.patience=2"),
+        (
+            (*HYBRID, "distributed.sequence_parallel=true"),
+            r"pipeline=2 can't be combined with distributed\.sequence_parallel=true",
+        ),
+        (
+            (*PIPELINE, "student=cifar_resnet", "distillation=features", "distillation.student_layers=[layer1]"),
+            r"pipeline=2 can't be combined with distillation\.student_layers=layer1",
         ),
     ],
 )

@@ -19,6 +19,7 @@ from hasten.core.errors import ConfigError
 from hasten.core.interfaces import DataSource, Engine, Pass, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe, nearest
+from hasten.core.schedules import unfit_for_stages
 from hasten.core.sections import Callbacks, Distributed, Loader, Metric, Split, Step, Trainer, TrainingSettings
 from hasten.core.tensor_plan import TensorPlan
 from hasten.core.training_objective import TRAINING, TrainingObjective
@@ -395,6 +396,7 @@ def _distributed(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{chosen} can't be combined with trainer.precision=float16: trainer.precision=bfloat16 scales no loss"
     if spread.static_graph and (parts := config["trainer"]["micro_batches"]) > 1:
         yield f"distributed.static_graph=true can't be combined with trainer.micro_batches={parts}: PyTorch refuses it"
+    yield from unfit_for_stages(config, spread)
     if config["objective"].get("optimize") == TRAINING:
         yield f"{chosen} can't be combined with objective=training, which measures one process: distributed=single"
     yield from _foreign(spread)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from hasten.core.sections import PipelineSchedule
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hasten.core.sections import Distributed, PipelineSchedule
 
 TWO_STAGES = ("Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV")
 """Schedules in which each process has two stages of the model."""
@@ -37,3 +40,40 @@ def unschedulable(schedule: PipelineSchedule, processes: int, micro_batches: int
             f"{micro_batches - micro_batches % processes} can be divided"
         )
     return None
+
+
+def unfit_for_stages(config: Mapping[str, Any], spread: Distributed) -> Iterator[str]:
+    """Why trainings can't be divided into the stages of a pipeline like that; nothing where they are not.
+
+    Args:
+        config: the whole one.
+    """
+    shape, schedule, trainer = spread.mesh(spread.devices), spread.schedule, config["trainer"]
+    if shape.pipeline == 1:
+        return
+    chosen, pipeline = f"distributed.schedule={schedule}", f"distributed.pipeline={shape.pipeline}"
+    if reason := unschedulable(schedule, shape.pipeline, trainer["micro_batches"]):
+        yield reason
+    if schedule in WEIGHTS_APART and shape.shards > 1:
+        yield (
+            f"{chosen} can't be combined with distributed.shards={shape.shards}, which collects gradients in backward "
+            "passes that it divides: distributed.schedule=1F1B, or shards=1"
+        )
+    if schedule in WEIGHTS_APART and (mode := trainer["compile"]) != "none":
+        yield f"{chosen} can't be combined with trainer.compile={mode}, whose backward passes can't be divided"
+    if (budget := trainer["activation_budget_mb"]) is not None:
+        yield f"{pipeline} can't be combined with trainer.activation_budget_mb={budget:g}: no process has all layers"
+    if spread.sequence_parallel:
+        yield f"{pipeline} can't be combined with distributed.sequence_parallel=true, which hands on parts of sequences"
+    for section in ("model", "student", "pruning", "quantization"):
+        training = config[section].get("training") or {}
+        if training.get("epochs") and (patience := training.get("patience")) is not None:
+            yield (
+                f"{pipeline} can't be combined with {section}.training.patience={patience}: no process has the whole "
+                "model, to judge rows that are held out"
+            )
+    if layers := config["distillation"].get("student_layers"):
+        yield (
+            f"{pipeline} can't be combined with distillation.student_layers={', '.join(layers)}: each process has some "
+            "layers only"
+        )
