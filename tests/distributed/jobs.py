@@ -5,6 +5,7 @@ FOLDER/jobs.json lists them, each a `Job` as a mapping; what one of them ended w
 
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from hasten.models.mlp import MLP
 from hasten.tasks.classification import Classification
 from hasten.training.fit import fit
 
-NUM_ROWS, BATCH, EPOCHS = 128, 32, 6
+NUM_ROWS, BATCH = 128, 32
 
 
 def normalized() -> nn.Module:
@@ -59,6 +60,9 @@ class Job:
         torn: a byte of their latest is altered before.
         stop: step after which it is given up.
         patience: as of `TrainingSettings`.
+        epochs: of the training.
+        parts: micro-batches of a step.
+        pause: seconds that each step takes longer.
     """
 
     name: str
@@ -68,6 +72,9 @@ class Job:
     torn: bool = False
     stop: int | None = None
     patience: int | None = None
+    epochs: int = 6
+    parts: int = 1
+    pause: float = 0.0
 
 
 class Stopped(Exception):  # noqa: N818  # nothing went wrong
@@ -77,10 +84,11 @@ class Stopped(Exception):  # noqa: N818  # nothing went wrong
 class Stop(pl.Callback):
     """Gives a training up after a step, when the checkpoint that is being written is safe."""
 
-    def __init__(self, step: int | None) -> None:
-        self._step = step
+    def __init__(self, step: int | None, pause: float) -> None:
+        self._step, self._pause = step, pause
 
     def on_train_batch_end(self, trainer: pl.Trainer, *batch: object) -> None:
+        time.sleep(self._pause)
         if trainer.global_step == self._step:
             trainer.strategy.writing.wait()
             raise Stopped
@@ -112,17 +120,17 @@ def do(job: Job, folder: Path, group: Group) -> None:
         fitted = fit(
             MODELS[job.model](),
             rows(),
-            TrainingSettings(epochs=EPOCHS, batch_size=BATCH, lr=0.01, weight_decay=0.01, patience=job.patience),
+            TrainingSettings(epochs=job.epochs, batch_size=BATCH, lr=0.01, weight_decay=0.01, patience=job.patience),
             task=Classification(),
-            step=Step(micro_batches=job.spread.get("pipeline", 1)),
+            step=Step(micro_batches=job.parts),
             seed=3,
             threads=1,
             folder=here / "resume",
-            checkpoint_seconds=1e9 if job.stop is None else 0,
+            checkpoint_seconds=0 if job.stop or job.pause else 1e9,
             progress=Silent(),
             what=job.name,
             key="model.training",
-            callbacks=(Stop(job.stop),),
+            callbacks=(Stop(job.stop, job.pause),),
             group=group,
             plan=PLANS.get(job.model, WHOLE),
         )
@@ -131,6 +139,7 @@ def do(job: Job, folder: Path, group: Group) -> None:
     write_weights(here / "weights", fitted.model, group)
     if group.rank == 0:
         write_json(here / "curves.json", fitted.curves)
+        write_json(here / "notes.json", fitted.notes)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What is kept of a training in several processes is enough to go on from, in any arrangement of them."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -10,6 +11,7 @@ import pytest
 
 from hasten.core.errors import HastenError
 from hasten.core.files import read_json, write_json
+from hasten.core.interpreter import import_path
 from hasten.core.sections import Distributed
 from hasten.distributed.checkpoint import read_weights
 from hasten.distributed.group import joined
@@ -28,7 +30,7 @@ PAIR = [
     Job(name="normalized half", model="normalized", stop=STOP),
     Job(name="normalized rest", model="normalized", start="normalized half"),
     Job(name="normalized torn", model="normalized", start="normalized half", torn=True),
-    Job(name="deep", model="deep", patience=5),
+    Job(name="deep", model="deep", patience=5, spread=TWO | {"mtbf_hours": 0.01}),
     Job(name="deep half", model="deep", patience=5, stop=STOP),
     Job(name="deep, then fsdp", model="deep", patience=5, start="deep half", spread=FSDP),
     Job(name="powersgd", model="deep", spread=POWERSGD),
@@ -40,7 +42,12 @@ PAIR = [
 def run(size, folder, asked):
     """Does the jobs in so many processes."""
     write_json(folder / "jobs.json", [asdict(job) for job in asked])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": import_path(),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
     agent = ["-m", "torch.distributed.run", f"--nproc-per-node={size}", "--rdzv-backend=c10d"]
     command = [sys.executable, *agent, "--rdzv-endpoint=localhost:0", str(JOBS), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -84,6 +91,13 @@ def test_goes_back_to_the_checkpoint_before_where_a_share_is_altered(pair):
 
 
 @pytest.mark.slow
+def test_tells_the_interval_that_it_chose(pair):
+    *_, told = read_json(pair / "deep" / "notes.json")
+    assert re.fullmatch(r"A checkpoint every .* s, chosen for one failure in 0\.01 h .* work of .* s\.", told)
+    assert len(read_json(pair / "normalized" / "notes.json")) == len(read_json(pair / "deep" / "notes.json")) - 1
+
+
+@pytest.mark.slow
 def test_goes_on_as_another_strategy(pair):
     assert difference(pair, "deep", "deep, then fsdp") <= 1e-5
     alike = [read_json(pair / name / "curves.json") for name in ("deep", "deep, then fsdp")]
@@ -106,12 +120,42 @@ def test_goes_on_in_one_process_of_two(pair, monkeypatch):
 @pytest.mark.slow
 def test_refuses_weights_that_are_altered_or_of_another_model(pair):
     with pytest.raises(HastenError, match=r"is not of this model, which has no layers\.9\.bias"):
-        read_weights(
-            pair / "deep" / "weights", jobs.MLP(input_shape=(1, 8, 8), num_outputs=10, hidden=(32, 16, 9, 9, 9))
-        )
+        read_weights(pair / "deep" / "weights", jobs.MLP(input_shape=(1, 8, 8), num_outputs=10, hidden=(32, 16, 32)))
     shard = next((pair / "deep" / "weights").glob("*.safetensors"))
     before = shard.read_bytes()
     jobs.alter(shard)
     with pytest.raises(HastenError, match=r"is torn: the SHA-256 of shard-.*safetensors does not match"):
         weights(pair, "deep")
     shard.write_bytes(before)
+
+
+ARRANGEMENTS = {
+    2: {
+        "replicas": TWO,
+        "tensor": {"kind": "tensor", "devices": 2, "tensor": 2},
+        "pipeline": {"kind": "pipeline", "devices": 2, "pipeline": 2},
+        "shards": FSDP,
+    },
+    4: {
+        "shards and tensor": {"kind": "hybrid", "devices": 4, "shards": 2, "tensor": 2},
+        "pipeline and shards": {"kind": "hybrid", "devices": 4, "pipeline": 2, "shards": 2},
+        "replicas again": {"kind": "ddp", "devices": 4},
+    },
+}
+
+
+@pytest.mark.drill
+def test_goes_on_from_arrangement_to_arrangement(tmp_path):
+    alike = {"model": "deep", "epochs": 18, "parts": 2}
+    before, step = None, 0
+    for size, arrangements in ARRANGEMENTS.items():
+        asked = [Job(name="deep", **alike)] if before is None else []
+        for name, spread in arrangements.items():
+            step += 10
+            stop = None if name == "replicas again" else step
+            asked.append(Job(name=f"deep, {name}", spread=spread, start=before, stop=stop, **alike))
+            before = asked[-1].name
+        run(size, tmp_path, asked)
+    largest = difference(tmp_path, "deep", before)
+    print(f"{step // 10 - 1} times in another arrangement: largest difference {largest:.2g}")
+    assert largest <= 1e-5

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -23,9 +24,7 @@ def of_sizes(names):
     marks = {2: pytest.mark.slow, 4: pytest.mark.drill}
     pairs = [(size, name) for size in marks for name in names if size in ranks.CASES[name].sizes]
     return pytest.mark.parametrize(
-        ("together", "name"),
-        [pytest.param(size, name, marks=marks[size]) for size, name in pairs],
-        indirect=["together"],
+        ("size", "name"), [pytest.param(size, name, marks=marks[size]) for size, name in pairs]
     )
 
 
@@ -41,26 +40,21 @@ def run(size, folder):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Case -> what one process ends with."""
-    folder, ends = tmp_path_factory.mktemp("alone"), {}
-
-    def end(name):
-        if name not in ends:
-            ends[name] = ranks.trained(name, folder / name)
-        return ends[name]
-
-    return end
+    folder = tmp_path_factory.mktemp("alone")
+    return cache(lambda name: ranks.trained(name, folder / name))
 
 
 @pytest.fixture(scope="module")
-def together(request, tmp_path_factory):
-    """Case -> what each process ends with: all weights in the first, in others those that it has whole; the curves."""
-    folder = tmp_path_factory.mktemp("together")
-    run(request.param, folder)
+def together(tmp_path_factory):
+    """Number of processes, case -> what each ends with: all weights in the first, others those that they have whole."""
 
-    def ends(name):
-        return [torch.load(folder / f"{name}-{rank}.pt") for rank in range(request.param)]
+    @cache
+    def folder(size):
+        made = tmp_path_factory.mktemp("together")
+        run(size, made)
+        return made
 
-    return ends
+    return lambda size, name: [torch.load(folder(size) / f"{name}-{rank}.pt") for rank in range(size)]
 
 
 def difference(one, other):
@@ -68,9 +62,9 @@ def difference(one, other):
 
 
 @of_sizes(EXACT)
-def test_ends_with_the_weights_of_one_process(alone, together, name):
+def test_ends_with_the_weights_of_one_process(alone, together, size, name):
     expected = alone(name).model.state_dict()
-    first = together(name)[0]["weights"]
+    first = together(size, name)[0]["weights"]
     assert first.keys() == expected.keys()
     found = difference(first, expected)
     print(f"{name}: largest difference to one process {found:.2g}")
@@ -78,8 +72,8 @@ def test_ends_with_the_weights_of_one_process(alone, together, name):
 
 
 @of_sizes(EXACT)
-def test_what_a_process_has_whole_is_the_same_everywhere(together, name):
-    first, *others = (end["weights"] for end in together(name))
+def test_what_a_process_has_whole_is_the_same_everywhere(together, size, name):
+    first, *others = (end["weights"] for end in together(size, name))
     for other in others:
         assert all(torch.equal(value, first[key]) for key, value in other.items())
         if ranks.CASES[name].spread.kind == "ddp":
@@ -89,21 +83,21 @@ def test_what_a_process_has_whole_is_the_same_everywhere(together, name):
 
 
 @of_sizes(EXACT)
-def test_tells_the_curves_of_all_rows(alone, together, name):
-    for end in together(name):
+def test_tells_the_curves_of_all_rows(alone, together, size, name):
+    for end in together(size, name):
         for curve, values in alone(name).curves.items():
             assert end["curves"][curve] == pytest.approx(values, abs=1e-5)
 
 
 @of_sizes(COMPRESSED)
-def test_compressed_gradients_are_the_same_everywhere_and_others_than_whole_ones(alone, together, name):
-    first, *others = together(name)
+def test_compressed_gradients_are_the_same_everywhere_and_others_than_whole_ones(alone, together, size, name):
+    first, *others = together(size, name)
     assert all(difference(first["weights"], other["weights"]) == 0 for other in others)
     assert difference(first["weights"], alone(name).model.state_dict()) > 1e-5
 
 
 @of_sizes(COMPRESSED)
-def test_learns_with_compressed_gradients(together, name):
+def test_learns_with_compressed_gradients(together, size, name):
     share = 0.85 if name == "powersgd" else 0.7
-    loss = together(name)[0]["curves"]["train_loss"]
+    loss = together(size, name)[0]["curves"]["train_loss"]
     assert loss[-1] < share * loss[0]

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import initialize_config_module
-from torch import Tensor
+from torch import Tensor, nn
 
 from hasten.artefacts.module import rebuild
 from hasten.core import schema
@@ -26,9 +27,11 @@ from hasten.core.store import Store
 from hasten.stages.data import Data
 from hasten.stages.stage import Tools, read_notes
 from hasten.stages.teacher import Teacher
+from hasten.stages.training import StageBench
 
 SMALL = ("model.arch.widths=[4]", "model.arch.num_blocks=1", "trainer.threads=1", "trainer.batch_size=60")
 SPREAD = ("distributed=ddp",)
+MLP = ("model=mlp", "model.arch.hidden=[16]", "trainer.threads=1", "trainer.batch_size=60")
 PIPELINE = ("distributed=pipeline", "trainer.micro_batches=2")
 HYBRID = ("distributed=hybrid", "distributed.pipeline=2", "distributed.tensor=1", "trainer.micro_batches=2")
 
@@ -41,7 +44,7 @@ def _hydra() -> Iterator[None]:
 
 
 def recipe(*typed: str) -> Recipe:
-    return Composer.of([*SMALL, *typed]).compose()
+    return Composer.of([*(() if "model=mlp" in typed else SMALL), *typed]).compose()
 
 
 class Told:
@@ -105,6 +108,22 @@ def test_two_processes_make_the_model_that_one_makes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("typed", [("distributed=fsdp", "trainer.micro_batches=2"), ("distributed=tensor",)])
+def test_a_divided_model_comes_back_whole(tmp_path: Path, typed: tuple[str, ...]) -> None:
+    spread = teacher(recipe(*MLP, "trainer.epochs=1", *typed), tmp_path / "two")
+    alone = teacher(recipe(*MLP, "trainer.epochs=1"), tmp_path / "one")
+    assert difference(weights(spread), weights(alone)) <= 1e-5
+    assert read_json(spread / "curves.json").keys() == read_json(alone / "curves.json").keys()
+
+
+@pytest.mark.slow
+def test_a_plan_that_does_not_fit_the_model_is_told_by_its_processes(tmp_path: Path) -> None:
+    plan = "model.tensor_plan={layers.1:column,layers.4:row}"
+    with pytest.raises(PassError, match=r"model\.tensor_plan: the model has no module 'layers\.4'"):
+        teacher(recipe(*MLP, "distributed=tensor", plan), tmp_path)
+
+
+@pytest.mark.slow
 def test_two_processes_with_some_layers_each_make_the_model_that_one_makes(tmp_path: Path) -> None:
     micro_batches, progress = "trainer.micro_batches=4", Told()
     asked = recipe("distributed=pipeline", micro_batches, "trainer.epochs=2")
@@ -126,6 +145,23 @@ def test_what_a_process_refuses_is_told_and_not_tried_again(tmp_path: Path) -> N
     assert not ranks(tmp_path)
 
 
+def test_one_process_trains_what_cannot_be_given_to_others(tmp_path: Path) -> None:
+    asked = recipe(*SPREAD, "trainer.epochs=1")
+    data = Store(tmp_path / "store").build(
+        Data().ingredients(asked, {}), lambda made: Data().make(asked, {}, made, Tools())
+    )
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model.note = lambda: "no pickle has this"
+    bench = StageBench(
+        recipe=asked, section="model", what="teacher", inputs={"data": data.folder}, folder=tmp_path, tools=Tools()
+    )
+    fitted = bench.trained(model, distil=False)
+    assert difference(dict(fitted.model.state_dict()), dict(model.state_dict())) > 0
+    assert "One process trained alone: distributed=ddp can't hand teacher to its processes" in " ".join(
+        read_notes(tmp_path)
+    )
+
+
 @pytest.mark.parametrize(
     ("typed", "problem"),
     [
@@ -135,6 +171,36 @@ def test_what_a_process_refuses_is_told_and_not_tried_again(tmp_path: Path) -> N
         (
             ("distributed=ddp", "distributed.static_graph=true", "trainer.micro_batches=2"),
             r"distributed\.static_graph=true can't be combined with trainer\.micro_batches=2",
+        ),
+        (("distributed=fsdp", "distributed.cpu_offload=true"), r"distributed\.cpu_offload=true moves nothing"),
+        (("distributed=fsdp", "trainer.layout=channels_last"), r"can't be combined with trainer\.layout=channels_last"),
+        (
+            ("distributed=fsdp", "distributed.compression=powersgd"),
+            r"distributed\.compression=powersgd is distributed=ddp's, and means nothing to distributed=fsdp",
+        ),
+        (
+            ("distributed=ddp", "distributed.sequence_parallel=true"),
+            r"distributed\.sequence_parallel=true is distributed=tensor's",
+        ),
+        (
+            ("distributed=tensor",),
+            r"distributed\.tensor=2 divides the layers that model\.tensor_plan names, and it names none",
+        ),
+        (
+            ("distributed=tensor", "model=mlp", "distributed.sequence_parallel=true"),
+            r"distributed\.sequence_parallel=true divides .* model\.tensor_plan calls .*, and it calls nothing so",
+        ),
+        (
+            ("distributed=fsdp", "model=mlp", "model.tensor_plan={layers.1:colum}"),
+            r"model\.tensor_plan: layers\.1 must be one of column, .*, got 'colum', did you mean 'column'\?",
+        ),
+        (
+            ("distributed=tensor", "model=mlp", "student=resnet"),
+            r"divides the layers that student\.tensor_plan names, and it names none",
+        ),
+        (
+            ("distributed=tensor", "model=mlp", "student=mlp", "distillation=attention"),
+            r"distributed\.tensor=2 can't be combined with distillation\.student_layers=blocks",
         ),
         (
             ("distributed=pipeline",),
@@ -208,42 +274,116 @@ def test_nobody_trains_on_for_a_parent_that_was_killed(tmp_path: Path) -> None:
 
 
 NUM_KILLS = 10
+ARRANGED = {
+    "ddp": (*SPREAD,),
+    "powersgd": (*SPREAD, "distributed.compression=powersgd", "distributed.powersgd_rank=4"),
+    "fsdp": ("distributed=fsdp",),
+    "pipeline": ("distributed=pipeline", "trainer.micro_batches=2"),
+}
 
 
-def kill_now_and_then(store: Path, seed: int, ended: threading.Event, kills: list[int]) -> None:
-    """Kills one process at a time: most when the training has gone on since the last kill, some while it starts."""
-    random = torch.Generator().manual_seed(seed)
+class Killer(threading.Thread):
+    """Kills one process at a time: most at any moment of the training, some while a checkpoint is written, some while
+    it starts again.
 
-    def draw(most: float) -> float:
-        return most * torch.rand(1, generator=random).item()
+    Args:
+        store: below which the processes train.
+        seed: of its choices.
 
-    reached = 0
-    while len(kills) < NUM_KILLS and not ended.wait(0.2):
-        written = [int(file.stem.removeprefix("step=")) for file in store.glob(".work/*/resume/step=*.ckpt")]
-        starting = len(kills) % 5 == 4
-        if not starting and max(written, default=0) <= reached:
-            continue
-        reached = max(written, default=0)
-        if ended.wait(draw(6) if starting else draw(3)):
-            return
-        if victims := ranks(store):
-            os.kill(victims[int(draw(len(victims)))], signal.SIGKILL)
-            kills.append(reached)
+    Attributes:
+        kills: steps that had been reached.
+        lost: of each kill, steps and seconds since the last checkpoint that was safe.
+        between: largest number of steps between two checkpoints.
+    """
+
+    def __init__(self, store: Path, seed: int) -> None:
+        super().__init__(daemon=True)
+        self._store, self._random = store, torch.Generator().manual_seed(seed)
+        self._ended = threading.Event()
+        self._times: dict[int, float] = {}
+        self._stale: int | None = None  # what processes told that were killed
+        self.kills: list[int] = []
+        self.lost: list[tuple[int, float]] = []
+        self.between = 0
+
+    def __enter__(self) -> Killer:
+        self.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._ended.set()
+        self.join()
+
+    def run(self) -> None:
+        while len(self.kills) < NUM_KILLS and not self._ended.is_set():
+            way = ("training", "writing", "training", "starting")[len(self.kills) % 4]
+            if way == "starting":
+                self._watch(self._draw(10), lambda: False)
+            else:
+                last = max(self._safe(), default=0)
+                self._watch(600, lambda last=last: self._began() and max(self._safe(), default=0) > last)
+                self._watch(self._draw(3), lambda: False)
+                if way == "writing":
+                    self._watch(60, lambda: any(self._store.glob(".work/*/resume/*.partial/*")))
+            if not self._ended.is_set() and (victims := ranks(self._store)):
+                self._kill(victims[int(self._draw(len(victims)))])
+
+    def _kill(self, victim: int) -> None:
+        began, reached, now = self._began(), max(self._times, default=0), time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        safe = max(self._safe(), default=0)
+        self.kills.append(reached)
+        if began and safe in self._times:
+            self.lost.append((reached - safe, now - self._times[safe]))
+        self._times, self._stale = {}, self._step()
+
+    def _watch(self, seconds: float, until: Callable[[], bool]) -> None:
+        """Follows the steps for so long."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not until() and not self._ended.wait(0.02):
+            if (step := self._step()) is not None and step != self._stale:
+                self._stale = None
+                self._times.setdefault(step, time.monotonic())
+            safe = self._safe()
+            if len(safe) > 1:
+                self.between = max(self.between, safe[-1] - safe[-2])
+
+    def _began(self) -> bool:
+        """Steps were made since the last kill."""
+        return len(self._times) > 1
+
+    def _step(self) -> int | None:
+        for file in Path(os.environ.get("TMPDIR", "/tmp")).glob("*group-*/progress"):
+            with suppress(OSError, ValueError):
+                if str(self._store) in (file.parent / "job.json").read_text():
+                    return int(file.read_text().split()[0])
+        return None
+
+    def _safe(self) -> list[int]:
+        found = self._store.glob(".work/*/resume/step=*.ckpt")
+        return sorted(int(path.stem.removeprefix("step=")) for path in found)
+
+    def _draw(self, most: float) -> float:
+        return most * torch.rand(1, generator=self._random).item()
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("seed", range(3))
-def test_goes_on_where_it_was_when_processes_are_killed(tmp_path: Path, seed: int) -> None:
-    asked = recipe(*SPREAD, "trainer.epochs=300", "distributed.max_restarts=20", "distributed.timeout_seconds=20")
+@pytest.mark.parametrize(("arranged", "seed"), [("ddp", 0), ("ddp", 1), ("powersgd", 2), ("fsdp", 3), ("pipeline", 4)])
+def test_goes_on_where_it_was_when_processes_are_killed(tmp_path: Path, arranged: str, seed: int) -> None:
+    patient = ("trainer.epochs=100", "distributed.max_restarts=20", "distributed.timeout_seconds=20")
+    asked = recipe(*ARRANGED[arranged], *patient)
     undisturbed = weights(teacher(asked, tmp_path / "undisturbed"))
-    store, ended, kills = tmp_path / "killed", threading.Event(), list[int]()
-    killer = threading.Thread(target=kill_now_and_then, args=(store, seed, ended, kills))
-    killer.start()
-    try:
-        disturbed = weights(teacher(asked, store, seconds=1.0))
-    finally:
-        ended.set()
-        killer.join()
-    print(f"{len(kills)} kills after steps {kills}: largest difference {difference(disturbed, undisturbed):.2g}")
-    assert kills
+    seconds = 1.0
+    with Killer(tmp_path / "killed", seed) as killer:
+        disturbed = weights(teacher(asked, tmp_path / "killed", seconds=seconds))
+    lost_steps, lost_seconds = (max(each) for each in zip(*killer.lost, strict=True))
+    print(
+        f"{arranged}: {len(killer.kills)} kills after steps {killer.kills}: largest difference "
+        f"{difference(disturbed, undisturbed):.2g}; lost at most {lost_steps} steps in {lost_seconds:.2f} s, a "
+        f"checkpoint every {seconds} s or at most {killer.between} steps: {killer.lost}"
+    )
+    assert killer.kills
+    # Of two processes, each sum is of two numbers: there is no other order to add them in.
     assert difference(disturbed, undisturbed) == 0
+    # The interval, and the time until a checkpoint is safe, which is less: none is begun before the last is.
+    assert lost_steps <= 2 * killer.between

@@ -33,8 +33,9 @@ class TensorPlan:
     """Patterns of module names, and what is to become of the modules that each of them fits.
 
     Attributes:
-        layers: pattern -> one of `WORDS`. A pattern has as many parts between its dots as the name, and in each part
-            `*` stands for anything; a name that several fit is the first's.
+        layers: pattern -> one of `WORDS`; in a config null, too, for what stays whole. A pattern has as many parts
+            between its dots as the name, and in each part `*` stands for anything; a name that several fit is the
+            first's.
         key: of the config, where it is spelt.
     """
 
@@ -48,7 +49,10 @@ class TensorPlan:
         if "arch" not in node:
             section = "student" if config["student"].get("arch") else "model"
             node = config[section]
-        return cls(layers=node.get("tensor_plan") or {}, key=f"{section}.tensor_plan")
+        plan: Any = node.get("tensor_plan") or {}
+        if isinstance(plan, Mapping):
+            plan = {pattern: word for pattern, word in plan.items() if word is not None}
+        return cls(layers=plan, key=f"{section}.tensor_plan")
 
     def problems(self, *, tensor: int, sequence_parallel: bool) -> Iterator[str]:
         """Why it divides nothing among so many processes, whatever the model.

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from hasten.core.errors import ConfigError
 from hasten.core.sections import Distributed, MeshShape
 
 T = TypeVar("T")
@@ -43,7 +45,10 @@ class Group:
 
         Made when it is first asked for, which all processes have to do at the same time.
         """
-        return init_device_mesh("cpu", tuple(self.shape), mesh_dim_names=MeshShape._fields)
+        mesh = init_device_mesh("cpu", tuple(self.shape), mesh_dim_names=MeshShape._fields)
+        for name in MeshShape._fields:  # PyTorch gives its groups half an hour
+            _set_pg_timeout(self._timeout, mesh.get_group(name))
+        return mesh
 
     @property
     def rows_rank(self) -> int:
@@ -70,8 +75,12 @@ class Group:
         numbers = torch.arange(self.size).view(-1, self.shape.data, self.shape.tensor).transpose(1, 2)
         groups = numbers.reshape(-1, self.shape.data).tolist()
         own: dist.ProcessGroup
-        own, _ = dist.new_subgroups_by_enumeration(groups)  # type: ignore[no-untyped-call]
+        own, _ = dist.new_subgroups_by_enumeration(groups, timeout=self._timeout)  # type: ignore[no-untyped-call]
         return own
+
+    @property
+    def _timeout(self) -> timedelta:
+        return timedelta(seconds=self.spread.timeout_seconds)
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums over those that have other rows."""
@@ -98,10 +107,23 @@ def joined(spread: Distributed) -> Iterator[Group]:
     """Meets the others where torchrun's environment variables say, and takes leave of them.
 
     Whoever waits for a process that does not come ends after `spread.timeout_seconds`.
+
+    Raises:
+        ConfigError: there are fewer than there were to be, among which the model can't be divided.
     """
     dist.init_process_group("gloo", timeout=timedelta(seconds=spread.timeout_seconds))
     try:
-        yield Group(spread=spread, rank=dist.get_rank(), size=dist.get_world_size())
+        group = Group(spread=spread, rank=dist.get_rank(), size=dist.get_world_size())
+        _check(group)
+        yield group
         dist.barrier()  # gloo aborts a process whose peer is gone while it still takes leave
     finally:
         dist.destroy_process_group()
+
+
+def _check(group: Group) -> None:
+    try:
+        _ = group.shape
+    except ConfigError as error:
+        devices = group.spread.devices
+        raise ConfigError(f"of distributed.devices={devices} processes {group.size} are there, and {error}") from error

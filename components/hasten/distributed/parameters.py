@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from hasten.distributed.group import Group
 
@@ -19,6 +19,14 @@ def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
     for parameter in parameters:
         found.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
     return list(found.values())
+
+
+def own_part(values: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+    """What this process has of a tensor that may be divided, and the same part of another that is whole."""
+    if not isinstance(values, DTensor):
+        return values, whole
+    divided = distribute_tensor(whole, values.device_mesh, values.placements, src_data_rank=None)
+    return values.to_local(), divided.to_local()
 
 
 def complete_gradients(parameters: Iterable[nn.Parameter]) -> None:

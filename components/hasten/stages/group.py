@@ -42,6 +42,10 @@ _LOOK_SECONDS = 0.2
 _TAIL_LINES = 3
 
 
+class NotHandedOverError(PassError):
+    """A model can't be given to other processes."""
+
+
 def train(
     model: nn.Module, job: Mapping[str, Any], spread: Distributed, *, threads: int, what: str, progress: Progress
 ) -> dict[str, Any]:
@@ -57,7 +61,8 @@ def train(
         `curves`, `cache` and `notes`, as of `training.fit.Fitted`.
 
     Raises:
-        PassError: the model can't be handed over, the training refused, or its processes died too often.
+        NotHandedOverError: the model can't be pickled.
+        PassError: the training refused, or its processes died too often.
     """
     import torch
 
@@ -68,7 +73,7 @@ def train(
         torch.save(model, content)
     except Exception as error:  # whatever pickling a user's module raises
         reason = first_line(error)
-        raise PassError(f"distributed={spread.kind} can't hand {what} to its processes: {reason}") from error
+        raise NotHandedOverError(f"distributed={spread.kind} can't hand {what} to its processes: {reason}") from error
     # Only this user may read or write in it, and the processes look at the digest.
     with tempfile.TemporaryDirectory(prefix="hasten-group-") as scratch:
         folder = Path(scratch)

@@ -20,7 +20,7 @@ from hasten.core.tensor_plan import TensorPlan
 from hasten.data.prepare import Prepared, read
 from hasten.stages.answers import teacher_outputs
 from hasten.stages.data import source, task
-from hasten.stages.group import train
+from hasten.stages.group import NotHandedOverError, train
 from hasten.stages.rehearsal import Rehearsal, rehearsal_ingredients
 from hasten.stages.stage import (
     Tools,
@@ -208,7 +208,7 @@ class StageBench:
         return fitted
 
     def _spread(self, model: torch.nn.Module, spread: Distributed, *, distil: bool, resume: Path) -> Fitted:
-        """Trains a copy in several processes."""
+        """Trains a copy in several processes; in this one where the model can't be given to others."""
         node = self.recipe.section(self.section)["training"]
         trained = copy.deepcopy(model)
         if node["epochs"] == 0:
@@ -224,7 +224,11 @@ class StageBench:
             "distil": distil,
         }
         threads = self.recipe.config["trainer"]["threads"]
-        found = train(trained, job, spread, threads=threads, what=self.what, progress=self.tools.progress)
+        try:
+            found = train(trained, job, spread, threads=threads, what=self.what, progress=self.tools.progress)
+        except NotHandedOverError as error:
+            fitted = self.fitted(model, distil=distil, resume=resume)
+            return replace(fitted, notes=(*fitted.notes, f"One process trained alone: {error}."))
         return Fitted(model=trained.eval(), curves=found["curves"], cache=found["cache"], notes=tuple(found["notes"]))
 
     def fitted(
