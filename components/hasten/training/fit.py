@@ -271,7 +271,11 @@ def fit(
         readings=tuple(batches.readings),
         reads_storage=loader.cache == "disk" or loader.order == "blocks",
         cache=cache,
-        notes=(*notes, *([f"{checkpoints.told}."] if checkpoints and checkpoints.told else [])),
+        notes=(
+            *notes,
+            *([pipeline.told] if pipeline else []),
+            *([f"{checkpoints.told}."] if checkpoints and checkpoints.told else []),
+        ),
     )
 
 
