@@ -114,7 +114,6 @@ def test_what_a_process_refuses_is_told_and_not_tried_again(tmp_path: Path) -> N
     [
         (("distributed.devices=2",), r"distributed=single is one process, and distributed\.devices=2"),
         (("distributed=ddp", "trainer.precision=float16"), r"can't be combined with trainer\.precision=float16"),
-        (("distributed=ddp", "objective=training"), r"can't be combined with objective=training"),
         (
             ("distributed=ddp", "distributed.static_graph=true", "trainer.micro_batches=2"),
             r"distributed\.static_graph=true can't be combined with trainer\.micro_batches=2",

@@ -394,8 +394,6 @@ def _distributed(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{chosen} can't be combined with trainer.precision=float16: trainer.precision=bfloat16 scales no loss"
     if spread.static_graph and (parts := config["trainer"]["micro_batches"]) > 1:
         yield f"distributed.static_graph=true can't be combined with trainer.micro_batches={parts}: PyTorch refuses it"
-    if config["objective"].get("optimize") == TRAINING:
-        yield f"{chosen} can't be combined with objective=training, which measures one process: distributed=single"
 
 
 def _integers(recipe: Recipe) -> Iterator[str]:

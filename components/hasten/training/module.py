@@ -82,7 +82,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.curves: dict[str, list[float]] = {name: [] for name in curve_names(classes)}
         self._sums: dict[str, float] = {"loss": 0.0, "correct": 0, "rows": 0}
         self.notes: list[str] = []
-        self._last_loss = math.nan
+        self._last_loss, self._last_rows = math.nan, 0
         self._unread: _StepOutcome | None = None
 
     @property
@@ -94,6 +94,11 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
     def last_loss(self) -> float:
         """Of the last step, for which a device may have to be waited."""
         return self._last_loss if self._unread is None else self._unread.values()[0]
+
+    @property
+    def last_share(self) -> float:
+        """Share of the rows of the last step that this process saw."""
+        return self._last_rows / self.batch_size
 
     def on_train_start(self) -> None:
         if self.lesson is not None:
@@ -196,7 +201,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
     def _close_step(self, loss: Tensor, correct: Tensor | int, rows: int) -> None:
         """Follows the curves. The loss of a step is looked at after the next, so that a GPU is never waited for."""
         self._read()
-        self._unread = _StepOutcome.of(self.global_step, loss, correct, rows)
+        self._unread, self._last_rows = _StepOutcome.of(self.global_step, loss, correct, rows), rows
         schedule = self.lr_schedulers()
         if self.global_step % self._steps_per_epoch == 0:
             self._read()
