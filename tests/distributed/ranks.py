@@ -33,6 +33,11 @@ def with_layer_norm() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, 10))
 
 
+def with_layers() -> nn.Module:
+    layers = (layer for _ in range(6) for layer in (nn.Linear(128, 128), nn.GELU()))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), *layers, nn.Linear(128, 10))
+
+
 def ddp(**knobs: object) -> Distributed:
     return Distributed(kind="ddp", devices=2, **knobs)
 
@@ -47,6 +52,10 @@ CASES = {
     "float16": (with_layer_norm, 32, Step(), ddp(compression="float16")),
     "bfloat16": (with_layer_norm, 32, Step(), ddp(compression="bfloat16")),
     "powersgd": (with_layer_norm, 32, Step(), ddp(compression="powersgd", powersgd_start=2)),
+    "powersgd of several buckets": (
+        *(with_layers, 32, Step()),
+        ddp(compression="powersgd", powersgd_start=2, bucket_mb=0.05),
+    ),
 }
 
 

@@ -65,7 +65,7 @@ def test_tells_the_curves_of_all_rows(alone, together, name):
             assert end["curves"][curve] == pytest.approx(values, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["float16", "bfloat16", "powersgd"])
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "powersgd", "powersgd of several buckets"])
 def test_compressed_gradients_are_the_same_everywhere_and_others_than_whole_ones(alone, together, name):
     first, *others = together(name)
     assert all(difference(first["weights"], other["weights"]) == 0 for other in others)

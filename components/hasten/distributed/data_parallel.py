@@ -45,11 +45,23 @@ def averaged(module: nn.Module, group: Group) -> DistributedDataParallel:
             start_powerSGD_iter=spread.powersgd_start,
             min_compression_rate=1,
         )
-        wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+        wrapped.register_comm_hook(state, _powersgd)
     elif spread.compression != "none":
         hook = {"float16": default_hooks.fp16_compress_hook, "bfloat16": _bfloat16}[spread.compression]
         wrapped.register_comm_hook(None, hook)
     return wrapped
+
+
+def _powersgd(state, bucket):  # type: ignore[no-untyped-def]  # as below
+    """PyTorch's hook, waited for: one bucket at a time.
+
+    It sums one factor after the other, the second where gloo's thread is told that the first has arrived, and waits
+    there for it. Buckets on their way at the same time would ask for sums in another order in every process, and leave
+    no thread of gloo's two to answer.
+    """
+    future = powerSGD_hook.powerSGD_hook(state, bucket)
+    future.wait()
+    return future
 
 
 def _bfloat16(state, bucket):  # type: ignore[no-untyped-def]  # PyTorch compares the annotation, which here is a string
