@@ -15,6 +15,7 @@ from hydra import initialize_config_module
 
 from hasten.core import schema
 from hasten.core.errors import EngineError
+from hasten.core.interfaces import StepFigures
 from hasten.core.interpreter import import_path
 from hasten.core.memory import anonymous_bytes
 from hasten.core.recipe import Composer, Recipe
@@ -23,7 +24,8 @@ from hasten.core.training_objective import TrainingObjective
 from hasten.evidence.pace import Trainee, Training
 from hasten.stages.training_evaluation import TrainingEvaluator
 
-SMALL = ("model.arch.widths=[4]", "model.arch.num_blocks=1", "trainer.threads=1", "trainer.batch_size=45")
+SMALL = ("model=mlp", "model.arch.hidden=[48]", "trainer.threads=1", "trainer.batch_size=45")
+NUM_PARAMETERS = 64 * 48 + 48 + 48 * 10 + 10
 SPREAD = ("distributed=ddp", "objective=training")
 STEPS = 20
 STARTS_AND_WAITS = """
@@ -73,6 +75,17 @@ def test_losses_are_those_of_one_process(spread: tuple[Trainee, Training], bench
     assert together["batch_size"] == alone["batch_size"] == 45
     assert len(together["losses"]) == STEPS
     assert together["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_profile_tells_what_the_processes_tell_one_another(spread: tuple[Trainee, Training]) -> None:
+    trainee, asked = spread
+    found = StepFigures.from_dict(trainee.profile(asked.spec, warm_up=2, steps=2)["figures"])
+    reduced = found.collectives[0]
+    assert (reduced.kind, reduced.calls, reduced.num_bytes) == ("all_reduce", 1, 4 * NUM_PARAMETERS)
+    assert 0 < reduced.waited_ms <= reduced.milliseconds
+    assert max(found.waiting_ms, key=lambda phase: found.waiting_ms[phase]) == "backward"
+    assert sum(found.waiting_ms.values()) == pytest.approx(sum(each.waited_ms for each in found.collectives))
 
 
 @pytest.mark.slow

@@ -92,6 +92,10 @@ class Group:
         dist.broadcast_object_list(told, 0, group=group)
         return told[0]
 
+    def meet(self) -> None:
+        """Goes on when all are here."""
+        dist.barrier()
+
     def patient(self) -> dist.ProcessGroup:
         """The same processes, for what may be waited for as long as it takes; made by all at the same time."""
         made: dist.ProcessGroup = dist.new_group(timeout=_AGES)

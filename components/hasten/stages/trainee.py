@@ -183,7 +183,7 @@ def _answer(channel: Channel, asked: Mapping[str, Any]) -> None:
     elif asked["do"] == "profile":
         accelerator = asked["spec"]["recipe"]["trainer"]["accelerator"]
         clock = StepClock(None if accelerator == "cpu" else partial(finish, accelerator))
-        watch = OperatorWatch(clock, first=asked["warm_up"] + asked["steps"])
+        watch = OperatorWatch(clock, first=asked["warm_up"] + asked["steps"], group=group)
         told = Watched(channel, clock, watch, asked["warm_up"], asked["steps"])
         _train(asked["spec"], group, [watch, told], clock)
     else:
