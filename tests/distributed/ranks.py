@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -52,6 +53,7 @@ CASES = {
     "float16": (with_layer_norm, 32, Step(), ddp(compression="float16")),
     "bfloat16": (with_layer_norm, 32, Step(), ddp(compression="bfloat16")),
     "powersgd": (with_layer_norm, 32, Step(), ddp(compression="powersgd", powersgd_start=2)),
+    "averaged": (with_batch_norm, 32, Step(), ddp(average_every=3)),
     "powersgd of several buckets": (
         *(with_layers, 32, Step()),
         ddp(compression="powersgd", powersgd_start=2, bucket_mb=0.05),
@@ -66,7 +68,19 @@ def rows() -> Rows:
     return Rows(inputs={"image": images}, targets=targets)
 
 
-def trained(name: str, folder: Path, group: object = None, seconds: float = 1e9) -> Fitted:
+class Weights(pl.Callback):
+    """Those of the last layer after each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *batch: object) -> None:
+        self.steps.append([*learner.parameters()][-1].detach().clone())
+
+
+def trained(
+    name: str, folder: Path, group: object = None, seconds: float = 1e9, callbacks: tuple[pl.Callback, ...] = ()
+) -> Fitted:
     make, batch_size, step, _ = CASES[name]
     torch.manual_seed(1)
     model = make()
@@ -85,6 +99,7 @@ def trained(name: str, folder: Path, group: object = None, seconds: float = 1e9)
         what=name,
         key="model.training",
         group=group,
+        callbacks=callbacks,
     )
 
 
@@ -92,9 +107,10 @@ def main() -> None:
     folder = Path(sys.argv[1])
     with joined(ddp()) as group:
         for name, (*_, spread) in CASES.items():
-            fitted = trained(name, folder / "resume", replace(group, spread=spread))
+            weights = Weights()
+            fitted = trained(name, folder / "resume", replace(group, spread=spread), callbacks=(weights,))
             file = folder / f"{name}-{os.environ['RANK']}.pt"
-            torch.save({"weights": fitted.model.state_dict(), "curves": fitted.curves}, file)
+            torch.save({"weights": fitted.model.state_dict(), "curves": fitted.curves, "steps": weights.steps}, file)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,19 @@ def test_compressed_gradients_are_the_same_everywhere_and_others_than_whole_ones
     assert difference(first["weights"], alone[name].model.state_dict()) > 1e-5
 
 
-@pytest.mark.parametrize(("name", "share"), [("float16", 0.7), ("bfloat16", 0.7), ("powersgd", 0.85)])
-def test_learns_with_compressed_gradients(together, name, share):
+LEARNS = [("float16", 0.7), ("bfloat16", 0.7), ("powersgd", 0.85), ("averaged", 0.7)]
+
+
+@pytest.mark.parametrize(("name", "share"), LEARNS)
+def test_learns_with_less_communication(together, name, share):
     loss = together(name)[0]["curves"]["train_loss"]
     assert loss[-1] < share * loss[0]
+
+
+def test_processes_with_steps_of_their_own_are_equal_after_every_average_and_at_the_end(alone, together):
+    first, other = together("averaged")[:2]
+    differences = [(one - two).abs().max().item() for one, two in zip(first["steps"], other["steps"], strict=True)]
+    averaged = [step for step, apart in enumerate(differences, 1) if apart == 0]
+    assert averaged == [3, 6, 9, 12, 15, 18, 20]
+    assert difference(first["weights"], other["weights"]) == 0  # statistics of batches among them
+    assert difference(first["weights"], alone["averaged"].model.state_dict()) > 1e-5

@@ -114,6 +114,12 @@ def test_what_a_process_refuses_is_told_and_not_tried_again(tmp_path: Path) -> N
     [
         (("distributed.devices=2",), r"distributed=single is one process, and distributed\.devices=2"),
         (("distributed=ddp", "trainer.precision=float16"), r"can't be combined with trainer\.precision=float16"),
+        (("distributed.compression=bfloat16",), r"compression=bfloat16 says how distributed=ddp averages"),
+        (("distributed=fsdp", "distributed.average_every=4"), r"average_every=4 says how distributed=ddp averages"),
+        (
+            ("distributed=ddp", "distributed.average_every=4", "distributed.compression=powersgd"),
+            r"average_every=4 sends no gradients that distributed\.compression=powersgd could compress",
+        ),
         (
             ("distributed=ddp", "distributed.static_graph=true", "trainer.micro_batches=2"),
             r"distributed\.static_graph=true can't be combined with trainer\.micro_batches=2",

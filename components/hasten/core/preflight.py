@@ -385,9 +385,13 @@ def _distributed(config: Mapping[str, Any]) -> Iterator[str]:
     except ConfigError as error:
         yield from error.problems
         return
+    chosen = f"distributed={spread.kind}"
+    if spread.kind not in ("ddp", "auto"):
+        for knob in ("compression", "average_every", "bucket_mb"):
+            if (given := getattr(spread, knob)) != getattr(Distributed, knob):
+                yield f"distributed.{knob}={given} says how distributed=ddp averages, and the recipe has {chosen}"
     if spread.kind == "single":
         return
-    chosen = f"distributed={spread.kind}"
     if (accelerator := config["trainer"]["accelerator"]) != "cpu":
         yield f"{chosen} can't be combined with trainer.accelerator={accelerator}: it trains on processors alone"
     if config["trainer"]["precision"] == "float16":

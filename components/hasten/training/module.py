@@ -15,6 +15,7 @@ from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Progress, Task
 from hasten.core.sections import Step, TrainingSettings
 from hasten.distributed.group import Group
+from hasten.distributed.local_steps import average
 from hasten.training.determinism import random_state, restore_random_state
 from hasten.training.lesson import Lesson
 from hasten.training.schedule import scheduler
@@ -73,7 +74,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.model, self.lesson = model, lesson
         self._group = group
         self._forward = ForwardPass(model, step, device, group)
-        if lesson is not None and group is not None:
+        if lesson is not None and group is not None and not group.spread.local_steps:
             lesson.average(group)
         self._task, self._settings, self._step = task, settings, step
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
@@ -126,7 +127,21 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
             corrects.append(correct)
         with self._phase("optimizer"):
             self.update_weights(optimizer)
+            if self._group is not None and self._is_averaged():
+                average([*self._trained(), *self.model.buffers()], self._group)
         self._close_step(_total(losses), _total(corrects), len(tensors[0]))
+
+    def _is_averaged(self) -> bool:
+        """Whether this step ends with the same weights in all processes that go steps of their own: every so many, at
+        the end, and where rows that are held out are to be judged alike by all."""
+        if self._group is None or not self._group.spread.local_steps:
+            return False
+        step = int(self.global_step)
+        judged = self._settings.patience is not None and step % self._steps_per_epoch == 0
+        return judged or step % self._group.spread.average_every == 0 or step == self._total_steps
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def _weight(self, num_rows: int) -> float:
         """Of this process' mean loss: the mean of all gradients is then that of all rows, whoever has how many."""
@@ -180,7 +195,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         # For XLA PyTorch has no kernels but those that run one by one, which XLA fuses.
         kernels = "for_loop" if self.device.type == "xla" else self._step.optimizer_kernels
         optimizer = torch.optim.AdamW(
-            (parameter for parameter in self.parameters() if parameter.requires_grad),
+            self._trained(),
             lr=self._settings.lr,
             weight_decay=self._settings.weight_decay,
             fused=kernels == "fused",

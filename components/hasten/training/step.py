@@ -41,7 +41,8 @@ class ForwardPass:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if step.compile != "none":
             self._run = _compiled(step.compile)
-        self._averaged = None if group is None else averaged(Wrapped(model, self._run), group)
+        together = group is not None and not group.spread.local_steps
+        self._averaged = averaged(Wrapped(model, self._run), group) if group and together else None
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Outputs in float32."""
