@@ -19,7 +19,7 @@ from hasten.core.errors import ConfigError
 from hasten.core.interfaces import DataSource, Engine, Pass, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe, nearest
-from hasten.core.sections import Callbacks, Distributed, Loader, Metric, Split, Step, Trainer, TrainingSettings
+from hasten.core.sections import Callbacks, Distributed, Launch, Loader, Metric, Split, Step, Trainer, TrainingSettings
 from hasten.core.training_objective import TRAINING, TrainingObjective
 
 COMPONENTS = (
@@ -41,6 +41,7 @@ SECTIONS: Mapping[str, type] = {
     "trainer": Trainer,
     "distributed": Distributed,
     "callbacks": Callbacks,
+    "launch": Launch,
     "data.split": Split,
     "model.training": TrainingSettings,
     "student.training": TrainingSettings,
