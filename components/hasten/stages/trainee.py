@@ -20,13 +20,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
 from typing import IO, Any
 
 import pytorch_lightning as pl
 
 from hasten.core.errors import HastenError
-from hasten.core.interpreter import private_channel
+from hasten.core.interpreter import leave_with_parent, private_channel
 from hasten.core.recipe import Recipe
 from hasten.core.sections import Distributed
 from hasten.data.prepare import read
@@ -151,17 +150,10 @@ def main() -> None:
         return
     spread = Distributed(**json.loads(sys.argv[1]))
     if os.environ["RANK"] != "0":
-        Thread(target=_end_with_input, daemon=True).start()
+        leave_with_parent()
     with joined(spread) as group:
         requests, answers = (sys.stdin, sys.stdout) if group.rank else private_channel()
         _serve(Channel(requests, answers, group))
-
-
-def _end_with_input() -> None:
-    """Ends this process when that which started it is gone, whatever it is doing."""
-    while sys.stdin.buffer.read(1):
-        pass
-    os._exit(1)
 
 
 def _serve(channel: Channel) -> None:

@@ -28,7 +28,7 @@ from hasten.evidence.learning import SEGMENTS, compare
 from hasten.hardware.machine import machine_id
 from hasten.profiling.step import profile_step
 from hasten.stages.build import Built
-from hasten.stages.companions import arguments_of, companions
+from hasten.stages.companions import arguments_of, companions, whereabouts
 from hasten.stages.data import Data, task
 from hasten.stages.roofline import roofline
 from hasten.stages.stage import Tools, sources
@@ -162,7 +162,7 @@ class TrainingEvaluator:
             config={"warm_up": WARM_UP, "steps": PROFILED_STEPS},
             parents={"training": self._key(built)},
             sources=sources(TRAINEE),
-            machine={"id": machine_id()},
+            machine=_machine(built),
         )
 
         def make(folder: Path) -> None:
@@ -237,7 +237,7 @@ class TrainingEvaluator:
                 "reference": ALONE if reference is None else self._key(reference),
             },
             sources=sources("hasten.evidence.pace", TRAINEE),
-            machine={"id": machine_id()},
+            machine=_machine(built),
         )
 
     def _learning(self, built: Built, batch_size: int, baseline: Built) -> tuple[LossCurves, dict[str, float]]:
@@ -283,6 +283,10 @@ class TrainingEvaluator:
             parents={"training": training},
             sources=sources(TRAINEE),
         )
+
+
+def _machine(built: Built) -> dict[str, Any]:
+    return {"id": machine_id(), **whereabouts(Distributed.of(built.recipe.config["distributed"]))}
 
 
 REFERENCE = "reference"
