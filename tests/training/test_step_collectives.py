@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.core.trial import Collective
-from hasten.training.step_collectives import Communication, Span, both, length, less, middle, union
+from hasten.training.step_collectives import Communication, Span, both, length, less, mean_of, union
 
 TRAINS, BACKEND = 1, 2
 
@@ -109,12 +109,12 @@ def test_a_trace_without_a_step_tells_nothing() -> None:
     assert Trace().flew("gloo:all_reduce", 0, 1, 8).communication == Communication(collectives={}, waiting_ms={})
 
 
-def test_steps_are_told_by_their_medians() -> None:
-    steps = [step().flew("gloo:all_reduce", 20, 20 + took, 8).communication for took in (1, 2, 9)]
-    collectives, waiting_ms = middle(steps)
-    assert collectives == (Collective(kind="all_reduce", calls=1, num_bytes=32, milliseconds=2, waited_ms=2),)
+def test_steps_of_which_some_communicate_are_told_by_their_mean() -> None:
+    steps = [step().communication, step().communication, step().flew("gloo:all_reduce", 20, 26, 9).communication]
+    collectives, waiting_ms = mean_of(steps)
+    assert collectives == (Collective(kind="all_reduce", calls=1 / 3, num_bytes=12, milliseconds=2, waited_ms=2),)
     assert waiting_ms["backward"] == pytest.approx(2)
-    assert middle([]) == ((), {})
+    assert mean_of([]) == ((), {})
 
 
 SPANS = st.lists(

@@ -238,7 +238,7 @@ class Screen:
         table = _table("collectives", ">calls", ">bytes", ">time", ">waited for", ">beside calculation")
         for each in collectives:
             times = (units.latency(each.milliseconds), units.latency(each.waited_ms))
-            table.add_row(each.kind, f"{each.calls:g}", units.size(each.num_bytes), *times, f"{each.hidden:.0%}")
+            table.add_row(each.kind, f"{each.calls:.3g}", units.size(each.num_bytes), *times, f"{each.hidden:.0%}")
         self._console.print(table)
 
     def _operators(self, operators: Sequence[OperatorGroup]) -> None:

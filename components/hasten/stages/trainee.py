@@ -11,6 +11,7 @@ first is asked and answers, and passes the questions on to its companions, with 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -37,6 +38,8 @@ from hasten.training.device import finish
 from hasten.training.step_clock import StepClock
 from hasten.training.step_operators import OperatorWatch
 
+WATCHED_STEPS = 3
+"""Whose operators are timed, at least."""
 ENDLESS = 10**9
 """Steps of a training that goes on for as long as it is asked to."""
 
@@ -175,7 +178,10 @@ def _answer(channel: Channel, asked: Mapping[str, Any]) -> None:
     elif asked["do"] == "profile":
         accelerator = asked["spec"]["recipe"]["trainer"]["accelerator"]
         clock = StepClock(None if accelerator == "cpu" else partial(finish, accelerator))
-        watch = OperatorWatch(clock, first=asked["warm_up"] + asked["steps"], group=group)
+        # Where not every step communicates, as many are watched as there are from one that does to the next.
+        every = group.spread.average_every if group else 1
+        steps = every * math.ceil(WATCHED_STEPS / every)
+        watch = OperatorWatch(clock, first=asked["warm_up"] + asked["steps"], steps=steps, group=group)
         told = Watched(channel, clock, watch, asked["warm_up"], asked["steps"])
         _train(asked["spec"], group, [watch, told], clock)
     else:

@@ -273,7 +273,7 @@ def _collectives_note(profile: StepProfile) -> list[str]:
         "| collectives | bytes | ms | waited for, ms |",
         "|---|---|---|---|",
         *(
-            f"| {each.kind} ({each.calls:g}) | {each.num_bytes} | {each.milliseconds:.4g} | {each.waited_ms:.4g} |"
+            f"| {each.kind} ({each.calls:.3g}) | {each.num_bytes} | {each.milliseconds:.4g} | {each.waited_ms:.4g} |"
             for each in profile.collectives
         ),
     ]

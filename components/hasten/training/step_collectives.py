@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
 from typing import Any, NamedTuple
 
 from torch.profiler import profile
@@ -89,24 +88,23 @@ class Communication:
         )
 
 
-def middle(steps: Sequence[Communication]) -> tuple[tuple[Collective, ...], dict[str, float]]:
-    """Medians over several steps: collectives, the longest first, and what each phase waits."""
-    kinds = {kind for step in steps for kind in step.collectives}
-    none = {kind: Collective(kind=kind, calls=0, num_bytes=0, milliseconds=0.0, waited_ms=0.0) for kind in kinds}
+def mean_of(steps: Sequence[Communication]) -> tuple[tuple[Collective, ...], dict[str, float]]:
+    """Of steps that need not all communicate: collectives, the longest first, and what each phase waits."""
+    if not steps:
+        return (), {}
     found = []
-    for kind in sorted(kinds):
-        seen = [step.collectives.get(kind, none[kind]) for step in steps]
+    for kind in sorted({kind for step in steps for kind in step.collectives}):
+        seen = [step.collectives[kind] for step in steps if kind in step.collectives]
         found.append(
             Collective(
                 kind=kind,
-                calls=median(each.calls for each in seen),
-                num_bytes=round(median(each.num_bytes for each in seen)),
-                milliseconds=median(each.milliseconds for each in seen),
-                waited_ms=median(each.waited_ms for each in seen),
+                calls=sum(each.calls for each in seen) / len(steps),
+                num_bytes=round(sum(each.num_bytes for each in seen) / len(steps)),
+                milliseconds=sum(each.milliseconds for each in seen) / len(steps),
+                waited_ms=sum(each.waited_ms for each in seen) / len(steps),
             )
         )
-    phases = {name for step in steps for name in step.waiting_ms}
-    waiting_ms = {name: median(step.waiting_ms.get(name, 0.0) for step in steps) for name in sorted(phases)}
+    waiting_ms = {name: sum(step.waiting_ms.get(name, 0.0) for step in steps) / len(steps) for name in PHASES}
     return tuple(sorted(found, key=lambda each: -each.milliseconds)), waiting_ms
 
 

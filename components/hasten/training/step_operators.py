@@ -27,7 +27,7 @@ from hasten.core.interfaces import StepFigures, StepOperators, StepWork
 from hasten.core.trial import PHASES
 from hasten.distributed.group import Group
 from hasten.training.step_clock import StepClock
-from hasten.training.step_collectives import Communication, middle
+from hasten.training.step_collectives import Communication, mean_of
 from hasten.training.step_kinds import kind_of
 
 CALCULATING = ("forward", "backward", "optimizer")
@@ -255,7 +255,7 @@ def _figures(watched: Sequence[_Watched], work: _Work, idle_us: dict[tuple[str, 
                 idle_ms=calls * idle / 1e3,
             )
         )
-    collectives, waiting_ms = middle([step.communication for step in watched if step.communication is not None])
+    collectives, waiting_ms = mean_of([step.communication for step in watched if step.communication is not None])
     return StepFigures(
         operators=tuple(operators),
         work=tuple(
