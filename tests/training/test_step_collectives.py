@@ -86,6 +86,11 @@ def test_python_between_operators_is_no_waiting_where_nothing_arrives() -> None:
     assert trace.flew("gloo:all_gather", 1, 15, 8).communication.waiting_ms["forward"] == 0
 
 
+def test_an_end_that_is_written_down_late_is_one() -> None:
+    trace = step().ran("aten::mul_", 30, 50).flew("gloo:all_reduce", 20, 35, 8)
+    assert trace.communication.waiting_ms["backward"] == pytest.approx(9)
+
+
 def test_an_operator_that_waits_is_no_calculation() -> None:
     trace = Trace().ran("forward", 0, 20).ran("aten::mm", 0, 20).ran("_c10d_functional::wait_tensor", 5, 15)
     assert trace.flew("gloo:all_reduce", 4, 14, 8).communication.waiting_ms["forward"] == pytest.approx(9)

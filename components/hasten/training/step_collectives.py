@@ -65,7 +65,9 @@ class Communication:
 
         A thread of the backend carries out a collective while the one that trains goes on until it needs the result.
         That it waits for it is not seen in a trace but by its doing nothing: it waits from the end of the operator
-        before to the end of a collective, as far as one is on its way, where no operator begins in between.
+        before to the end of a collective, as far as one is on its way, where no operator begins in between. The
+        backend's thread wakes it first and writes down its own end later, whenever it gets a processor: an end counts
+        as long after the gap as that was.
         """
         events = [event for event in profiler.events() or () if not event.is_async]  # type: ignore[no-untyped-call]
         phases = [event for event in events if event.name in PHASES]
@@ -134,9 +136,9 @@ def _waited(gaps: Iterable[Span], flights: Sequence[_Flight]) -> list[Span]:
     ends = [max(span.end for span in flight.spans) for flight in flights if flight.spans]
     waits = []
     for gap in gaps:
-        within = [end for end in ends if gap.start < end <= gap.end]
+        within = [end for end in ends if gap.start < end <= gap.end + length([gap])]
         if within:
-            waits.append(Span(gap.start, max(within)))
+            waits.append(Span(gap.start, min(gap.end, max(within))))
     return both(waits, under_way)
 
 
