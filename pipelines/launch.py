@@ -177,12 +177,14 @@ def pytorch_job(start: Start) -> dict[str, Any]:
     memory = {"memory": f"{round(launch.memory_gb * 1e3)}M"} if launch.memory_gb else {}
     # How many processes is said to torchrun itself: the variable by which operators say it was called otherwise once.
     agent = [launch.python, "-m", "torch.distributed.run", f"--nproc-per-node={start.processes}"]
+    # Of the pod, as its name need not be known to the others; torchrun reads --local-addr from it.
+    own_address = {"name": "PET_LOCAL_ADDR", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     container = {
         "name": "pytorch",  # the operator looks for this name
         "image": launch.image,
         "command": [*agent, "-m", *start.command],
         "workingDir": launch.mount,
-        "env": [{"name": name, "value": value} for name, value in start.environment.items()],
+        "env": [*({"name": name, "value": value} for name, value in start.environment.items()), own_address],
         "resources": {"requests": {"cpu": cpus, **memory}, "limits": {"cpu": cpus, **memory}},
         "volumeMounts": [{"name": "shared", "mountPath": launch.mount}],
     }

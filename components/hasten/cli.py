@@ -39,6 +39,11 @@ def run(arguments: Sequence[str]) -> int:
 
         try:
             own = followers.place()
+            if own and (launcher := _launcher(arguments)):
+                raise ConfigError(
+                    f"hydra/launcher={launcher} starts processes of its own, which the followers that torchrun has "
+                    "started do not know: leave it out"
+                )
         except ConfigError as error:
             return _report(error, traceback=False) if os.environ["RANK"] == "0" else USAGE_ERROR
     if any(argument in ("--help", "-h") for argument in arguments):
@@ -51,6 +56,12 @@ def run(arguments: Sequence[str]) -> int:
         if own.rank > 0:
             return followers.follow(own)
         return followers.planned(own, lambda: _command(arguments, folders))
+
+
+def _launcher(arguments: Sequence[str]) -> str:
+    """That of a sweep, where it is not Hydra's own, which runs one job after the other in this process."""
+    given = (argument.lstrip("+").partition("=") for argument in arguments)
+    return next((option for name, _, option in given if name == "hydra/launcher" and option != "basic"), "")
 
 
 def _command(arguments: Sequence[str], folders: Sequence[Path]) -> int:

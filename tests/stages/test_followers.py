@@ -239,6 +239,15 @@ def test_a_store_that_torchrun_shares_is_refused_once(
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in told
 
 
+def test_a_sweep_in_processes_of_its_own_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in variables(0).items():
+        monkeypatch.setenv(name, value)
+    assert cli.run(["-m", "run", "hydra/launcher=joblib", "seed=0,1"]) == 2
+    assert capsys.readouterr().err.startswith("hasten: hydra/launcher=joblib starts processes of its own")
+
+
 def test_help_is_printed_by_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in variables(1).items():
         monkeypatch.setenv(name, value)
