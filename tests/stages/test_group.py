@@ -29,6 +29,7 @@ from hasten.stages.teacher import Teacher
 
 SMALL = ("model.arch.widths=[4]", "model.arch.num_blocks=1", "trainer.threads=1", "trainer.batch_size=60")
 SPREAD = ("distributed=ddp",)
+MLP = ("model=mlp", "model.arch.hidden=[16]", "trainer.threads=1", "trainer.batch_size=60")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +40,7 @@ def _hydra() -> Iterator[None]:
 
 
 def recipe(*typed: str) -> Recipe:
-    return Composer.of([*SMALL, *typed]).compose()
+    return Composer.of([*(() if "model=mlp" in typed else SMALL), *typed]).compose()
 
 
 class Told:
@@ -103,6 +104,22 @@ def test_two_processes_make_the_model_that_one_makes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("typed", [("distributed=fsdp", "trainer.micro_batches=2"), ("distributed=tensor",)])
+def test_a_divided_model_comes_back_whole(tmp_path: Path, typed: tuple[str, ...]) -> None:
+    spread = teacher(recipe(*MLP, "trainer.epochs=1", *typed), tmp_path / "two")
+    alone = teacher(recipe(*MLP, "trainer.epochs=1"), tmp_path / "one")
+    assert difference(weights(spread), weights(alone)) <= 1e-5
+    assert read_json(spread / "curves.json").keys() == read_json(alone / "curves.json").keys()
+
+
+@pytest.mark.slow
+def test_a_plan_that_does_not_fit_the_model_is_told_by_its_processes(tmp_path: Path) -> None:
+    plan = "model.tensor_plan={layers.1:column,layers.4:row}"
+    with pytest.raises(PassError, match=r"model\.tensor_plan: the model has no module 'layers\.4'"):
+        teacher(recipe(*MLP, "distributed=tensor", plan), tmp_path)
+
+
+@pytest.mark.slow
 def test_what_a_process_refuses_is_told_and_not_tried_again(tmp_path: Path) -> None:
     with pytest.raises(PassError, match=r"the loss became .* lower model\.training\.lr"):
         teacher(recipe(*SPREAD, "trainer.epochs=3", "trainer.lr=1e30"), tmp_path)
@@ -114,8 +131,8 @@ def test_what_a_process_refuses_is_told_and_not_tried_again(tmp_path: Path) -> N
     [
         (("distributed.devices=2",), r"distributed=single is one process, and distributed\.devices=2"),
         (("distributed=ddp", "trainer.precision=float16"), r"can't be combined with trainer\.precision=float16"),
-        (("distributed.compression=bfloat16",), r"compression=bfloat16 says how distributed=ddp averages"),
-        (("distributed=fsdp", "distributed.average_every=4"), r"average_every=4 says how distributed=ddp averages"),
+        (("distributed.compression=bfloat16",), r"distributed=ddp's, and means nothing to distributed=single"),
+        (("distributed=fsdp", "distributed.bucket_mb=1"), r"distributed=ddp's, and means nothing to distributed=fsdp"),
         (
             ("distributed=ddp", "distributed.average_every=4", "distributed.compression=powersgd"),
             r"average_every=4 sends no gradients that distributed\.compression=powersgd could compress",
@@ -123,6 +140,36 @@ def test_what_a_process_refuses_is_told_and_not_tried_again(tmp_path: Path) -> N
         (
             ("distributed=ddp", "distributed.static_graph=true", "trainer.micro_batches=2"),
             r"distributed\.static_graph=true can't be combined with trainer\.micro_batches=2",
+        ),
+        (("distributed=fsdp", "distributed.cpu_offload=true"), r"distributed\.cpu_offload=true moves nothing"),
+        (("distributed=fsdp", "trainer.layout=channels_last"), r"can't be combined with trainer\.layout=channels_last"),
+        (
+            ("distributed=fsdp", "distributed.compression=powersgd"),
+            r"distributed\.compression=powersgd is distributed=ddp's, and means nothing to distributed=fsdp",
+        ),
+        (
+            ("distributed=ddp", "distributed.sequence_parallel=true"),
+            r"distributed\.sequence_parallel=true is distributed=tensor's",
+        ),
+        (
+            ("distributed=tensor",),
+            r"distributed\.tensor=2 divides the layers that model\.tensor_plan names, and it names none",
+        ),
+        (
+            ("distributed=tensor", "model=mlp", "distributed.sequence_parallel=true"),
+            r"distributed\.sequence_parallel=true divides .* model\.tensor_plan calls .*, and it calls nothing so",
+        ),
+        (
+            ("distributed=fsdp", "model=mlp", "model.tensor_plan={layers.1:colum}"),
+            r"model\.tensor_plan: layers\.1 must be one of column, .*, got 'colum', did you mean 'column'\?",
+        ),
+        (
+            ("distributed=tensor", "model=mlp", "student=resnet"),
+            r"divides the layers that student\.tensor_plan names, and it names none",
+        ),
+        (
+            ("distributed=tensor", "model=mlp", "student=mlp", "distillation=attention"),
+            r"distributed\.tensor=2 can't be combined with distillation\.student_layers=blocks",
         ),
     ],
 )

@@ -10,6 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hasten.artefacts.blocks import blocks
 from hasten.artefacts.module import forward
 from hasten.artefacts.wrapper import Wrapper
 from hasten.core.errors import PassError
@@ -19,7 +20,7 @@ from hasten.models.depthwise import DepthwiseCNN
 from hasten.models.mlp import MLP
 from hasten.models.resnet import ResNet
 from hasten.models.transformer import Transformer
-from hasten.training.recompute import Kept, blocks, budgeted, choose, measure, recomputing
+from hasten.training.recompute import Kept, budgeted, choose, measure, recomputing
 
 IMAGES = {"input": torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
 TOKENS = {"ids": torch.arange(16 * 12).reshape(16, 12) % 50, "mask": torch.ones(16, 12, dtype=torch.int64)}

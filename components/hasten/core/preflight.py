@@ -20,6 +20,7 @@ from hasten.core.interfaces import DataSource, Engine, Pass, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe, nearest
 from hasten.core.sections import Callbacks, Distributed, Launch, Loader, Metric, Split, Step, Trainer, TrainingSettings
+from hasten.core.tensor_plan import TensorPlan
 from hasten.core.training_objective import TRAINING, TrainingObjective
 
 COMPONENTS = (
@@ -200,7 +201,7 @@ def _checkpoint(node: Mapping[str, Any], section: str) -> Iterator[str]:
 
 
 ASSISTANT = ("arch", "checkpoint", "checkpoint_keys", "training")
-"""What `distillation.assistant` has to spell, as a student does."""
+"""What `distillation.assistant` has to spell, as a student does; a `tensor_plan` may be there, too."""
 
 
 def _teachers(config: Mapping[str, Any]) -> Iterator[str]:
@@ -218,7 +219,7 @@ def _teachers(config: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"distillation.checkpoints: {file} is no file" for file in files if not Path(file).is_file())
     if assistant is None:
         return
-    if not isinstance(assistant, Mapping) or set(assistant) != set(ASSISTANT):
+    if not isinstance(assistant, Mapping) or set(assistant) - {"tensor_plan"} != set(ASSISTANT):
         yield f"distillation.assistant must spell {', '.join(ASSISTANT)}, got {assistant!r}"
         return
     arch = assistant["arch"]
@@ -387,10 +388,7 @@ def _distributed(config: Mapping[str, Any]) -> Iterator[str]:
         yield from error.problems
         return
     chosen = f"distributed={spread.kind}"
-    if spread.kind not in ("ddp", "auto"):
-        for knob in ("compression", "average_every", "bucket_mb"):
-            if (given := getattr(spread, knob)) != getattr(Distributed, knob):
-                yield f"distributed.{knob}={given} says how distributed=ddp averages, and the recipe has {chosen}"
+    yield from _foreign(spread)
     if spread.kind == "single":
         return
     if (accelerator := config["trainer"]["accelerator"]) != "cpu":
@@ -399,6 +397,47 @@ def _distributed(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{chosen} can't be combined with trainer.precision=float16: trainer.precision=bfloat16 scales no loss"
     if spread.static_graph and (parts := config["trainer"]["micro_batches"]) > 1:
         yield f"distributed.static_graph=true can't be combined with trainer.micro_batches={parts}: PyTorch refuses it"
+    if spread.cpu_offload:
+        yield "distributed.cpu_offload=true moves nothing: trainer.accelerator=cpu has all in the processor's memory"
+    if spread.kind in ("fsdp", "hybrid") and (layout := config["trainer"]["layout"]) != "contiguous":
+        yield f"{chosen} can't be combined with trainer.layout={layout}: PyTorch divides weights that are contiguous"
+    yield from _tensor(config, spread)
+
+
+_OWN_KNOBS: Mapping[str, tuple[str, ...]] = {
+    "ddp": ("static_graph", "unused_parameters", "compression", "average_every", "bucket_mb"),
+    "fsdp": ("reduce_precision", "reshard"),
+    "tensor": ("sequence_parallel",),
+}
+"""Kind of `distributed` -> knobs that mean nothing to the others, but for hybrid, which is fsdp and tensor as well."""
+
+
+def _foreign(spread: Distributed) -> Iterator[str]:
+    """Knobs that were set for another kind."""
+    kinds = {"hybrid": ("fsdp", "tensor"), "auto": tuple(_OWN_KNOBS)}.get(spread.kind, (spread.kind,))
+    for kind, knobs in _OWN_KNOBS.items():
+        for knob in knobs if kind not in kinds else ():
+            if (given := getattr(spread, knob)) != getattr(Distributed, knob):
+                shown = str(given).lower() if isinstance(given, bool) else given
+                means = f"and means nothing to distributed={spread.kind}"
+                yield f"distributed.{knob}={shown} is distributed={kind}'s, {means}"
+
+
+def _tensor(config: Mapping[str, Any], spread: Distributed) -> Iterator[str]:
+    """Why layers can't be divided as the plans of the models that are trained say."""
+    tensor = spread.mesh(spread.devices).tensor
+    sections = [name for name in ("model", "student", "pruning", "quantization") if config[name].get("training")]
+    if config["distillation"].get("assistant"):
+        sections.append("distillation.assistant")
+    trained = [name for name in sections if _at(config, f"{name}.training.epochs")]
+    plans = {plan.key: plan for plan in (TensorPlan.of(config, section) for section in trained)}
+    for plan in plans.values():
+        yield from plan.problems(tensor=tensor, sequence_parallel=spread.sequence_parallel)
+    if tensor > 1 and (layers := config["distillation"].get("student_layers")):
+        yield (
+            f"distributed.tensor={tensor} can't be combined with distillation.student_layers={', '.join(layers)}, "
+            "which each process would have a part of: distributed=fsdp keeps them whole"
+        )
 
 
 def _integers(recipe: Recipe) -> Iterator[str]:

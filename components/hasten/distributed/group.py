@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from hasten.core.sections import Distributed, MeshShape
 
@@ -38,13 +39,21 @@ class Group:
         """How the processes are arranged."""
         return self.spread.mesh(self.size)
 
+    @property
+    def divides(self) -> bool:
+        """Whether the model is divided, so that a process has only a part of it."""
+        return self.spread.kind != "ddp"
+
     @cached_property
     def mesh(self) -> DeviceMesh:
         """The processes in the dimensions of `MeshShape`, the last of which are neighbours.
 
         Made when it is first asked for, which all processes have to do at the same time.
         """
-        return init_device_mesh("cpu", tuple(self.shape), mesh_dim_names=MeshShape._fields)
+        mesh = init_device_mesh("cpu", tuple(self.shape), mesh_dim_names=MeshShape._fields)
+        for name in MeshShape._fields:  # PyTorch gives its groups half an hour
+            _set_pg_timeout(self._timeout, mesh.get_group(name))
+        return mesh
 
     @property
     def rows_rank(self) -> int:
@@ -66,8 +75,12 @@ class Group:
         numbers = torch.arange(self.size).view(-1, self.shape.data, self.shape.tensor).transpose(1, 2)
         groups = numbers.reshape(-1, self.shape.data).tolist()
         own: dist.ProcessGroup
-        own, _ = dist.new_subgroups_by_enumeration(groups)  # type: ignore[no-untyped-call]
+        own, _ = dist.new_subgroups_by_enumeration(groups, timeout=self._timeout)  # type: ignore[no-untyped-call]
         return own
+
+    @property
+    def _timeout(self) -> timedelta:
+        return timedelta(seconds=self.spread.timeout_seconds)
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums over those that have other rows."""

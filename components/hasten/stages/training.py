@@ -16,6 +16,7 @@ from hasten.core.files import digest, file_digest, read_json, write_json
 from hasten.core.interfaces import Augment, Distillation, Graph, Rows, Task
 from hasten.core.recipe import Recipe
 from hasten.core.sections import Distributed, Loader, Step, TrainingSettings
+from hasten.core.tensor_plan import TensorPlan
 from hasten.data.prepare import Prepared, read
 from hasten.stages.answers import teacher_outputs
 from hasten.stages.data import source, task
@@ -71,11 +72,21 @@ def training_config(recipe: Recipe, section: str) -> dict[str, Any]:
         "threads": recipe.config["trainer"]["threads"],
         "accelerator": recipe.config["trainer"]["accelerator"],
         "step": asdict(Step.of(recipe.config["trainer"])),
-        **({"distributed": spread} if (spread := Distributed.of(recipe.config["distributed"]).result) else {}),
+        **_spread_config(recipe, section),
         "order": order_config(loader(recipe)),
         "task": arguments(recipe.section("task")),
         "augment": recipe.section("data")["augment"],
     }
+
+
+def _spread_config(recipe: Recipe, section: str) -> dict[str, Any]:
+    """How the training is spread over processes; nothing where one trains."""
+    spread = Distributed.of(recipe.config["distributed"])
+    if spread.kind == "single":
+        return {}
+    plan = TensorPlan.of(recipe.config, section)
+    divided = {"tensor_plan": list(plan.layers.items())} if spread.mesh(spread.devices).tensor > 1 else {}
+    return {"distributed": spread.result, **divided}
 
 
 def loader(recipe: Recipe) -> Loader:
@@ -271,6 +282,7 @@ class StageBench:
             # Folders of the store are called by their keys.
             contents=" ".join(self.inputs[name].name for name in ("data", answers) if name),
             group=group,
+            plan=TensorPlan.of(self.recipe.config, self.section),
         )
 
     def _told(self, fitted: Fitted) -> Iterator[str]:

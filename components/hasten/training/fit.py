@@ -25,6 +25,7 @@ from hasten.artefacts.rows import take
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Distillation, Progress, Rows, Task
 from hasten.core.sections import Accelerator, Loader, Step, TrainingSettings
+from hasten.core.tensor_plan import WHOLE, TensorPlan
 from hasten.training.batches import Batches
 from hasten.training.cache import cached, resolved, size_bytes
 from hasten.training.determinism import reproducible
@@ -53,7 +54,8 @@ class Fitted:
     """A trained model in eval mode and its curves, one value per epoch.
 
     Attributes:
-        model: with the weights of its best epoch where the settings have a patience, else of its last.
+        model: with the weights of its best epoch where the settings have a patience, else of its last. Of a group that
+            divides it the first process has the whole one, and each other its own part.
         curves: `train_loss`, with classes `train_accuracy` (means over the epoch's batches, in training mode), `lr`
             (of the epoch's last step), and with a patience `held_out_loss` (in eval mode, at the epoch's end).
         readings: of each epoch that was trained now: of a training that was resumed, those since then.
@@ -95,6 +97,7 @@ def fit(
     clock: StepClock | None = None,
     callbacks: Sequence[pl.Callback] = (),
     group: Group | None = None,
+    plan: TensorPlan = WHOLE,
 ) -> Fitted:
     """Trains a copy of a model: AdamW (Loshchilov and Hutter 2019), with a schedule of `training.schedule`.
 
@@ -124,12 +127,13 @@ def fit(
         callbacks: that only watch.
         group: of processes that train together, each of which calls this with the same arguments; the first writes the
             checkpoints. None where this one trains alone.
+        plan: by which they divide the layers of the model.
 
     Raises:
         PassError: the loss became NaN or infinite, batch normalization met a batch with one value per channel, there is
             no row to hold out, the accelerator can't calculate the same twice, the model can't be compiled, or its
             activations can't be made to fit their budget.
-        ConfigError: the distillation names a layer that there is not.
+        ConfigError: the distillation names a layer that there is not, or the plan does not fit the model.
         ValueError: a distillation loss without a teacher or the other way round, or stored outputs of a teacher that
             can't be its answers: for rows that are changed at random, of another number, or where layers are compared.
     """
@@ -165,6 +169,7 @@ def fit(
         steps_per_epoch, part_rows = len(train) // whole.batch_size, math.ceil(whole.batch_size / step.micro_batches)
         total_steps = settings.epochs * steps_per_epoch if steps is None else steps
         blocks = Blocks(rows=loader.block_rows, window=loader.window_blocks) if loader.order == "blocks" else None
+        tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
         learner = Learner(
             student,
             task,
@@ -187,6 +192,8 @@ def fit(
                 ],
             ),
             group=group,
+            plan=plan,
+            tried=tensors,
             diverged=f"lower {key}.lr (now {settings.lr:g})",
             what=what,
         )
@@ -198,6 +205,7 @@ def fit(
                 batch_size=part_rows,
                 steps_per_epoch=steps_per_epoch,
                 patience=settings.patience,
+                group=group,
             )
             told.append(held_out)
         trainer = _trainer(accelerator, settings.epochs, steps, folder, checkpoint_seconds, told, step, clock, group)
@@ -214,7 +222,6 @@ def fit(
         )
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
         pin = loader.pin_memory and accelerator == "cuda" and torch.cuda.is_available()
-        tensors = {name: torch.from_numpy(values) for name, values in few(rows, TRIED_ROWS).inputs.items()}
         with (
             budgeted(student, step, tensors, part_rows, what) as notes,
             BatchLoader(train, order, loader, pin=pin, delivered=delivered, row_bytes=row_bytes) as batches,
@@ -224,6 +231,8 @@ def fit(
             _run(trainer, learner, batches, _newest(folder, learner.identity, group), accelerator, remedy)
         if held_out is not None:
             held_out.restore(student)
+        if group is not None and group.divides:
+            student = _together(student, model)
     if step.layout != "contiguous":
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Fitted(
@@ -329,6 +338,18 @@ def _synchronized(model: nn.Module, group: Group | None) -> Iterator[None]:
         yield
     finally:
         restore(before)
+
+
+def _together(divided: nn.Module, model: nn.Module) -> nn.Module:
+    """A copy of the model with the weights of one that was divided; in all processes but the first it is divided."""
+    from hasten.distributed.parameters import whole_state
+
+    state = whole_state(divided)
+    if not state:
+        return divided
+    whole = copy.deepcopy(model)
+    whole.load_state_dict(state)
+    return whole
 
 
 def _newest(folder: Path, identity: str, group: Group | None) -> Path | None:

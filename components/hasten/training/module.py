@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Augment, Progress, Task
 from hasten.core.sections import Step, TrainingSettings
+from hasten.core.tensor_plan import WHOLE, TensorPlan
 from hasten.distributed.group import Group
 from hasten.distributed.local_steps import average
+from hasten.distributed.parameters import by_mesh, clip_gradients, complete_gradients
 from hasten.training.determinism import random_state, restore_random_state
 from hasten.training.lesson import Lesson
 from hasten.training.schedule import scheduler
@@ -42,6 +45,8 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         total_steps: of the training, over which the learning rate goes through its schedule.
         identity: of the training, kept in its checkpoints.
         group: that the process trains in; None where it trains alone.
+        plan: by which layers are divided among its processes.
+        tried: a few rows, on which that is tried.
         diverged: what to do where the loss is no number, for the error message.
         what: is trained, for error messages.
 
@@ -67,13 +72,15 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         diverged: str,
         what: str,
         group: Group | None = None,
+        plan: TensorPlan = WHOLE,
+        tried: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         # A step is calculated here, by `calculate_loss`, `calculate_gradients` and `update_weights`.
         self.automatic_optimization = False
         self.model, self.lesson = model, lesson
-        self._group = group
-        self._forward = ForwardPass(model, step, device, group)
+        self._group, self._plan, self._tried = group, plan, tried
+        self._forward = ForwardPass(model, step, device)
         if lesson is not None and group is not None and not group.spread.local_steps:
             lesson.average(group)
         self._task, self._settings, self._step = task, settings, step
@@ -100,6 +107,11 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
     def last_share(self) -> float:
         """Share of the rows of the last step that this process saw."""
         return self._last_rows / self.batch_size
+
+    def configure_model(self) -> None:
+        """Spreads the model over the processes, after all that is to be known of the whole one was measured."""
+        if self._group is not None:
+            self._forward.spread(self._group, self._plan, self._tried)
 
     def on_train_start(self) -> None:
         if self.lesson is not None:
@@ -164,8 +176,13 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.manual_backward(loss)
 
     def update_weights(self, optimizer: Any) -> None:
+        if self._group is not None and self._group.shape.tensor > 1:
+            complete_gradients(self.parameters())
         if self._step.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), self._step.clip_norm)
+            if self._group is None:
+                torch.nn.utils.clip_grad_norm_(self.parameters(), self._step.clip_norm)
+            else:
+                clip_gradients(self.parameters(), self._step.clip_norm, self._group)
         optimizer.step()
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
@@ -195,7 +212,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         # For XLA PyTorch has no kernels but those that run one by one, which XLA fuses.
         kernels = "for_loop" if self.device.type == "xla" else self._step.optimizer_kernels
         optimizer = torch.optim.AdamW(
-            self._trained(),
+            [{"params": alike} for alike in by_mesh(self._trained())],
             lr=self._settings.lr,
             weight_decay=self._settings.weight_decay,
             fused=kernels == "fused",

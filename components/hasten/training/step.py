@@ -7,15 +7,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hasten.artefacts.module import forward
 from hasten.core.errors import PassError, first_line
 from hasten.core.sections import Compilation, Step, TrainingSettings
+from hasten.core.tensor_plan import TensorPlan
 from hasten.distributed.data_parallel import Wrapped, averaged
 from hasten.distributed.group import Group
+from hasten.distributed.sharded import adding_up, sharded
+from hasten.distributed.tensor import divide
 
 _HALF: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,10 +34,9 @@ class ForwardPass:
     Args:
         model: in training mode.
         device: type of the device that the model will be on, such as `cpu`.
-        group: of processes over which it is spread; None for this one alone.
     """
 
-    def __init__(self, model: nn.Module, step: Step, device: str, group: Group | None = None) -> None:
+    def __init__(self, model: nn.Module, step: Step, device: str) -> None:
         self._model, self._device = model, device
         self._dtype = _HALF.get(step.precision)
         self._channels_last = step.layout == "channels_last"
@@ -41,8 +45,26 @@ class ForwardPass:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if step.compile != "none":
             self._run = _compiled(step.compile)
-        together = group is not None and not group.spread.local_steps
-        self._averaged = averaged(Wrapped(model, self._run), group) if group and together else None
+        self._averaged: DistributedDataParallel | None = None
+        self._adding_up: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def spread(self, group: Group, plan: TensorPlan, rows: Mapping[str, Tensor]) -> None:
+        """Divides the model in place among the processes of a group, which then learn together what they share; nothing
+        where they take steps of their own.
+
+        Args:
+            plan, rows: as of `distributed.tensor.divide`.
+        """
+        if group.spread.local_steps:
+            return
+        if group.spread.kind == "ddp":
+            self._averaged = averaged(Wrapped(self._model, self._run), group)
+            self._adding_up = self._averaged.no_sync
+            return
+        if group.shape.tensor > 1:
+            divide(self._model, plan, group, rows)
+        if group.shape.data > 1:
+            self._adding_up = partial(adding_up, sharded(self._model, group), group)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Outputs in float32."""
@@ -56,7 +78,7 @@ class ForwardPass:
 
     def communicating(self, wanted: bool) -> AbstractContextManager[object]:
         """Forward and backward passes after which gradients are averaged, or only add up in this process."""
-        return nullcontext() if wanted or self._averaged is None else self._averaged.no_sync()
+        return nullcontext() if wanted else self._adding_up()
 
     def plain(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Outputs of the model as it will be used: in float32 and not compiled."""

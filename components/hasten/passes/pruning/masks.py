@@ -75,9 +75,11 @@ class Masked(Wrapper):
         return self.model(*inputs, **named)
 
     def set_to_zero(self) -> None:
+        from hasten.distributed.parameters import own_part  # takes long to import
+
         for place, name in enumerate(self._names):
-            # Not a product with a mask, which would leave negative zeros.
-            self.model.get_parameter(name).data.masked_fill_(self.get_buffer(f"dropped{place}"), 0.0)
+            weight, drop = own_part(self.model.get_parameter(name).data, self.get_buffer(f"dropped{place}"))
+            weight.masked_fill_(drop, 0.0)  # not a product with a mask, which would leave negative zeros
 
 
 def zeros_note(model: nn.Module) -> str:
