@@ -2,22 +2,30 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hasten.core.interfaces import Rows, Silent
+from hasten.core.errors import HastenError
+from hasten.core.files import write_json
+from hasten.core.interfaces import Distillation, Rows, Silent
 from hasten.core.sections import Distributed, Step, TrainingSettings
 from hasten.core.tensor_plan import WHOLE, TensorPlan
 from hasten.distributed.checkpoint import read_weights, write_weights
 from hasten.distributed.group import Group, joined
+from hasten.distributed.parameters import clip_gradients
 from hasten.models.mlp import MLP
 from hasten.models.transformer import Transformer
+from hasten.passes.distillation.features import FeatureMaps
+from hasten.passes.pruning.masks import Masked
 from hasten.tasks.classification import Classification
 from hasten.training.fit import Fitted, fit
 
@@ -57,6 +65,16 @@ def transformer(dropout: float = 0.1) -> nn.Module:
     for layer in model.layers:
         layer.attention.key.bias = None  # the same for all keys, it changes no share, and has no gradient but noise
     return model
+
+
+def with_zeros() -> nn.Module:
+    model, random = with_layer_norm(), torch.Generator().manual_seed(2)
+    return Masked(model, {"1.weight": torch.rand(32, 64, generator=random) < 0.5})
+
+
+def teacher() -> nn.Module:
+    torch.manual_seed(5)
+    return with_layer_norm().eval()
 
 
 def without_dropout() -> nn.Module:
@@ -102,6 +120,8 @@ class Case:
 
     Attributes:
         batch_size: rows of a step.
+        loss, teachers: of a distillation, where there is one.
+        patience: with which it stops early; None for no rows held out.
         sizes: numbers of processes that it is for.
     """
 
@@ -112,6 +132,9 @@ class Case:
     spread: Distributed
     plan: TensorPlan = WHOLE
     sizes: tuple[int, ...] = (2, 4)
+    loss: Distillation | None = None
+    teachers: tuple[Callable[[], nn.Module], ...] = ()
+    patience: int | None = None
 
 
 def ddp(**knobs: object) -> Distributed:
@@ -144,6 +167,17 @@ CASES = {
     "fsdp, clipped": Case(step=Step(clip_norm=0.05), spread=fsdp(reshard=False)),
     "fsdp, parts of different sizes": Case(batch_size=27, step=Step(micro_batches=3), spread=fsdp()),
     "fsdp, transformer": Case(model=without_dropout, rows=texts, step=Step(optimizer_kernels="foreach"), spread=fsdp()),
+    "fsdp, calculated again": Case(
+        model=without_dropout, rows=texts, step=Step(activation_budget_mb=0.3), spread=fsdp(), sizes=(2,)
+    ),
+    "fsdp, held at zero": Case(model=with_zeros, spread=fsdp(), patience=3, sizes=(2,)),
+    "fsdp, taught": Case(
+        step=Step(micro_batches=2),
+        spread=fsdp(),
+        sizes=(2,),
+        loss=FeatureMaps(student_layers=("1",), teacher_layers=("4",), channel_axis=-1),
+        teachers=(teacher,),
+    ),
     "tensor": Case(model=mlp, spread=tensor(), plan=MLP_PLAN),
     "tensor, transformer": Case(model=transformer, rows=texts, spread=tensor(), plan=PLAN),
     "tensor, clipped parts": Case(
@@ -189,26 +223,34 @@ CASES = {
 }
 
 
-def trained(name: str, folder: Path, group: object = None, seconds: float = 1e9) -> Fitted:
-    case = CASES[name]
+def trained(case: Case, folder: Path, group: object = None, **more: object) -> Fitted:
     torch.manual_seed(1)
     model = case.model()
     steps_per_epoch = NUM_ROWS // case.batch_size
     return fit(
         model,
         case.rows(),
-        TrainingSettings(epochs=STEPS // steps_per_epoch, batch_size=case.batch_size, lr=0.01, weight_decay=0.01),
+        TrainingSettings(
+            epochs=STEPS // steps_per_epoch,
+            batch_size=case.batch_size,
+            lr=0.01,
+            weight_decay=0.01,
+            patience=case.patience,
+        ),
         task=Classification(),
         step=case.step,
         seed=3,
         threads=1,
         folder=folder,
-        checkpoint_seconds=seconds,
+        checkpoint_seconds=1e9,
         progress=Silent(),
-        what=name,
+        what="model",
         key="model.training",
         group=group,
         plan=case.plan,
+        loss=case.loss,
+        teachers=[make() for make in case.teachers],
+        **more,
     )
 
 
@@ -221,17 +263,76 @@ def together(fitted: Fitted, case: Case, folder: Path, group: Group) -> dict[str
     return whole.state_dict()
 
 
+class Collectives(TorchDispatchMode, pl.Callback):
+    """Counts those of the last step of a training, by their names."""
+
+    def on_train_batch_start(self, *arguments: object) -> None:
+        self.counts = Counter()
+        self.__enter__()
+
+    def on_train_batch_end(self, *arguments: object) -> None:
+        self.__exit__(None, None, None)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            self.counts[func.__name__.partition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def collectives(case: Case, group: Group, folder: Path) -> dict[str, int]:
+    watch = Collectives()
+    trained(case, folder, replace(group, spread=case.spread), steps=2, callbacks=[watch])
+    return dict(watch.counts)
+
+
+def norm_over_stages(group: Group) -> float:
+    """Of gradients of ones, one more in each stage of a pipeline."""
+    weight = nn.Parameter(torch.zeros(group.rank + 1))
+    weight.grad = torch.ones_like(weight)
+    spread = Distributed(kind="pipeline", devices=group.size, pipeline=0)
+    return clip_gradients([weight], 1.0, replace(group, spread=spread)).item()
+
+
+def refusal(case: Case, group: Group, folder: Path) -> str:
+    try:
+        trained(case, folder, replace(group, spread=case.spread))
+    except HastenError as error:
+        return str(error)
+    return ""
+
+
+def facts(group: Group, folder: Path) -> dict[str, object]:
+    """What is to be seen in a group alone."""
+    parts = {
+        f"reshard={reshard}": [
+            collectives(Case(step=Step(micro_batches=parts), spread=fsdp(reshard=reshard)), group, folder)
+            for parts in (1, 4)
+        ]
+        for reshard in (True, False)
+    }
+    unpaired = Case(model=mlp, spread=tensor(), plan=TensorPlan(layers={"layers.1": "column"}))
+    last = Case(model=mlp, spread=tensor(), plan=TensorPlan(layers={"layers.5": "column"}))
+    return {
+        "collectives": parts,
+        "norm": norm_over_stages(group),
+        "unpaired": refusal(unpaired, group, folder),
+        "last": refusal(last, group, folder),
+    }
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     with joined(ddp()) as group:
         for name, case in CASES.items():
             if group.size in case.sizes:
-                fitted = trained(name, folder / "resume", replace(group, spread=case.spread))
+                fitted = trained(case, folder / "resume", replace(group, spread=case.spread))
                 whole = together(fitted, case, folder / name, group)
                 own = {key: value for key, value in fitted.model.state_dict().items() if not isinstance(value, DTensor)}
                 weights = own if group.rank else whole
                 file = folder / f"{name}-{os.environ['RANK']}.pt"
                 torch.save({"weights": weights, "curves": fitted.curves}, file)
+        if group.size == 2:
+            write_json(folder / f"facts-{group.rank}.json", facts(group, folder / "resume"))
 
 
 if __name__ == "__main__":

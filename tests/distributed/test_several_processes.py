@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hasten.core.files import read_json
+
 RANKS = Path(__file__).with_name("ranks.py")
 SPEC = spec_from_file_location("ranks", RANKS)
 ranks = sys.modules["ranks"] = module_from_spec(SPEC)
@@ -33,7 +35,7 @@ def run(size, folder):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     agent = ["-m", "torch.distributed.run", f"--nproc-per-node={size}", "--rdzv-backend=c10d"]
     command = [sys.executable, *agent, "--rdzv-endpoint=localhost:0", str(RANKS), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -41,12 +43,15 @@ def run(size, folder):
 def alone(tmp_path_factory):
     """Case -> what one process ends with."""
     folder = tmp_path_factory.mktemp("alone")
-    return cache(lambda name: ranks.trained(name, folder / name))
+    return cache(lambda name: ranks.trained(ranks.CASES[name], folder / name))
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """Number of processes, case -> what each ends with: all weights in the first, others those that they have whole."""
+    """Number of processes, case -> what each ends with: all weights in the first, others those that they have whole.
+
+    In place of a case `facts`, which the first of two tells.
+    """
 
     @cache
     def folder(size):
@@ -54,7 +59,12 @@ def together(tmp_path_factory):
         run(size, made)
         return made
 
-    return lambda size, name: [torch.load(folder(size) / f"{name}-{rank}.pt") for rank in range(size)]
+    def ends(size, name):
+        if name == "facts":
+            return read_json(folder(size) / "facts-0.json")
+        return [torch.load(folder(size) / f"{name}-{rank}.pt") for rank in range(size)]
+
+    return ends
 
 
 def difference(one, other):
@@ -101,3 +111,24 @@ def test_learns_with_compressed_gradients(together, size, name):
     share = 0.85 if name == "powersgd" else 0.7
     loss = together(size, name)[0]["curves"]["train_loss"]
     assert loss[-1] < share * loss[0]
+
+
+@pytest.mark.slow
+def test_gradients_are_reduced_once_a_step_whatever_its_parts(together):
+    found = together(2, "facts")["collectives"]
+    for whole, parts in found.values():
+        assert whole["_reduce_scatter_base_"] == parts["_reduce_scatter_base_"] > 0
+    again, kept = found["reshard=True"], found["reshard=False"]
+    assert kept[1]["_allgather_base_"] == kept[0]["_allgather_base_"] < again[0]["_allgather_base_"]
+
+
+@pytest.mark.slow
+def test_gradients_are_clipped_by_the_norm_of_all_stages(together):
+    assert together(2, "facts")["norm"] == pytest.approx(3**0.5)
+
+
+@pytest.mark.slow
+def test_refuses_a_plan_by_which_the_model_would_be_another(together):
+    facts = together(2, "facts")
+    assert "model.tensor_plan: divided as it says the model does not run" in facts["unpaired"]
+    assert "model.tensor_plan: divided as it says the model gives (4, 5) for (4, 10)" in facts["last"]

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from hasten.artefacts.blocks import Block, blocks
 from hasten.artefacts.wrapper import inner
+from hasten.core.errors import PassError
 from hasten.distributed.group import Group
 
 
@@ -24,15 +25,22 @@ def sharded(model: nn.Module, group: Group, separate: Iterable[Sequence[nn.Modul
 
     Args:
         separate: modules of each block; None for what a model shows by its sequences of modules.
+
+    Raises:
+        PassError: the model has a parameter that can't be divided.
     """
     spread = group.spread
+    if scalars := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
+        raise PassError(
+            f"distributed={spread.kind} can't divide {', '.join(scalars[:3])}{' ...' if scalars[3:] else ''}, which "
+            "PyTorch wants to have at least one axis: distributed=ddp keeps all whole"
+        )
     mesh = group.mesh["replicas", "shards"] if group.shape.replicas > 1 else group.mesh["shards"]
     reduced = None if spread.reduce_precision == "float32" else getattr(torch, spread.reduce_precision)
     policy = MixedPrecisionPolicy(reduce_dtype=reduced)
     model.register_forward_hook(_own)
     for block in _separate(model) if separate is None else separate:
-        for module in block:
-            module.register_forward_hook(_own)
+        block[-1].register_forward_hook(_own)
         fully_shard(list(block), mesh=mesh, mp_policy=policy, reshard_after_forward=spread.reshard)
     whole: FSDPModule = fully_shard(model, mesh=mesh, mp_policy=policy)
     return whole

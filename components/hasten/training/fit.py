@@ -225,6 +225,7 @@ def fit(
                 batch_size=part_rows,
                 steps_per_epoch=steps_per_epoch,
                 patience=settings.patience,
+                group=group,
             )
             told.append(held_out)
         checkpoints = None
@@ -249,7 +250,7 @@ def fit(
         remedy = f"{what}: raise {key}.batch_size (now {settings.batch_size})"
         pin = loader.pin_memory and accelerator == "cuda" and torch.cuda.is_available()
         with (
-            budgeted(student, step, tensors, part_rows, what) as notes,
+            budgeted(student, step, tensors, math.ceil(part_rows / order.world_size), what) as notes,
             _synchronized(student, group),
             BatchLoader(train, order, loader, pin=pin, delivered=delivered, row_bytes=row_bytes) as batches,
             _little_garbage(),
@@ -270,7 +271,11 @@ def fit(
         readings=tuple(batches.readings),
         reads_storage=loader.cache == "disk" or loader.order == "blocks",
         cache=cache,
-        notes=(*notes, *([f"{checkpoints.told}."] if checkpoints and checkpoints.told else [])),
+        notes=(
+            *notes,
+            *([pipeline.told] if pipeline else []),
+            *([f"{checkpoints.told}."] if checkpoints and checkpoints.told else []),
+        ),
     )
 
 

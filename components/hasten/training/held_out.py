@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hasten.distributed.group import Group
 from hasten.training.batches import Batches
 from hasten.training.module import Learner
 
@@ -30,11 +31,14 @@ class HeldOut(pl.Callback):  # type: ignore[misc]
         batch_size: rows that are judged at a time.
         steps_per_epoch: steps after which it judges.
         patience: epochs.
+        group: of processes that train together, which all go by the first's judgement; None for one alone.
     """
 
-    def __init__(self, rows: Batches, *, batch_size: int, steps_per_epoch: int, patience: int) -> None:
+    def __init__(
+        self, rows: Batches, *, batch_size: int, steps_per_epoch: int, patience: int, group: Group | None = None
+    ) -> None:
         self._rows, self._batch_size = rows, batch_size
-        self._steps_per_epoch, self._patience = steps_per_epoch, patience
+        self._steps_per_epoch, self._patience, self._group = steps_per_epoch, patience, group
         self._least, self._waited = math.inf, 0
         self._best: dict[str, Tensor] = {}
 
@@ -52,6 +56,8 @@ class HeldOut(pl.Callback):  # type: ignore[misc]
             return
         assert isinstance(pl_module, Learner)
         loss = mean_loss(pl_module, self._rows, self._batch_size)
+        if self._group is not None:
+            loss = self._group.agreed(loss)
         pl_module.curves.setdefault(CURVE, []).append(loss)
         if loss < self._least:
             self._least, self._waited = loss, 0

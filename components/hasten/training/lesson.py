@@ -87,7 +87,10 @@ class Lesson(nn.Module):
 
     def average(self, group: Group) -> None:
         """Lets the projections learn from the rows of all processes."""
-        self.projections = nn.ModuleList(averaged(each, group) for each in self.projections)
+        learn = [any(weight.requires_grad for weight in each.parameters()) for each in self.projections]
+        self.projections = nn.ModuleList(
+            averaged(each, group) if learns else each for each, learns in zip(self.projections, learn, strict=True)
+        )
 
     def teach_on(self, device: torch.device) -> None:
         """Moves the teachers to the student's device; they are none of the modules that go there with the lesson."""
