@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,8 @@ from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
-HOSTS = ("hasten-a", "hasten-b")
-ADDRESSES = ("10.77.0.1", "10.77.0.2")
+from hosts import Host, sent_bytes, two_hosts
+
 COMPRESSIONS = ("none", "bfloat16", "powersgd")
 SKIPPED = 10
 
@@ -41,43 +42,19 @@ def main() -> None:
     if arguments.process is not None:
         trained(arguments)
         return
-    with ExitStack() as stack:
-        stack.callback(remove_hosts)
-        make_hosts(arguments.mbit)
-        told = measured(stack)
+    with two_hosts(arguments.mbit) as hosts, ExitStack() as stack:
+        told = measured(stack, hosts)
     tell(told)
 
 
-def make_hosts(mbit: float) -> None:
-    remove_hosts()
-    for host in HOSTS:
-        command("ip", "netns", "add", host)
-    command("ip", "link", "add", "eth-a", "netns", HOSTS[0], "type", "veth", "peer", "eth-b", "netns", HOSTS[1])
-    for host, address, link in zip(HOSTS, ADDRESSES, ("eth-a", "eth-b"), strict=True):
-        inside = ("ip", "netns", "exec", host)
-        command(*inside, "ip", "addr", "add", f"{address}/24", "dev", link)
-        command(*inside, "ip", "link", "set", link, "up")
-        command(*inside, "ip", "link", "set", "lo", "up")
-        limit = ("rate", f"{mbit:g}mbit", "burst", "256kb", "latency", "200ms")
-        command(*inside, "tc", "qdisc", "replace", "dev", link, "root", "tbf", *limit)
-
-
-def remove_hosts() -> None:
-    for host in HOSTS:
-        subprocess.run(["ip", "netns", "del", host], capture_output=True, check=False)
-
-
-def command(*words: str) -> None:
-    subprocess.run(words, check=True)
-
-
-def measured(stack: ExitStack) -> list[dict[str, Any]]:
+def measured(stack: ExitStack, hosts: Sequence[Host]) -> list[dict[str, Any]]:
     """What the first process tells, after both have ended."""
     processes = []
-    for number, (host, link) in enumerate(zip(HOSTS, ("eth-a", "eth-b"), strict=True)):
+    for number, host in enumerate(hosts):
         environment = {
             **os.environ,
-            "MASTER_ADDR": ADDRESSES[0],
+            **host.environment,
+            "MASTER_ADDR": hosts[0].address,
             "MASTER_PORT": "29555",
             "WORLD_SIZE": "2",
             "RANK": str(number),
@@ -85,10 +62,9 @@ def measured(stack: ExitStack) -> list[dict[str, Any]]:
             "GROUP_RANK": str(number),
             "LOCAL_WORLD_SIZE": "1",
             "TORCHELASTIC_RUN_ID": "hosts",
-            "GLOO_SOCKET_IFNAME": link,
             "OMP_NUM_THREADS": "1",
         }
-        words = ["ip", "netns", "exec", host, sys.executable, *sys.argv, "--process", str(number)]
+        words = host.command(sys.executable, *sys.argv, "--process", str(number))
         output = subprocess.PIPE if number == 0 else subprocess.DEVNULL
         process = stack.enter_context(subprocess.Popen(words, env=environment, stdout=output, text=True))
         stack.callback(process.kill)
@@ -178,15 +154,6 @@ def training(arguments: argparse.Namespace, seed: int, group: Any) -> dict[str, 
         "megabytes": (steps.sent[-1] - steps.sent[SKIPPED]) / num_steps / 1e6,
         "loss": fitted.curves["train_loss"][-1],
     }
-
-
-def sent_bytes() -> int:
-    """What this host has sent to the other so far."""
-    for line in Path("/proc/net/dev").read_text().splitlines():
-        name, _, figures = line.partition(":")
-        if name.strip().startswith("eth-"):
-            return int(figures.split()[8])
-    raise OSError("no eth- interface in this namespace")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,38 @@ def run(arguments: Sequence[str]) -> int:
     # makes a training step ten times slower and more. With this bound they soon sleep; idle machines lose nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     folders = config_folders(arguments)
+    own = None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from hasten.stages import followers
+
+        try:
+            own = followers.place()
+            if own and (launcher := _launcher(arguments)):
+                raise ConfigError(
+                    f"hydra/launcher={launcher} starts processes of its own, which the followers that torchrun has "
+                    "started do not know: leave it out"
+                )
+        except ConfigError as error:
+            return _report(error, traceback=False) if os.environ["RANK"] == "0" else USAGE_ERROR
     if any(argument in ("--help", "-h") for argument in arguments):
-        print(help_text(folders))
+        if own is None or own.rank == 0:
+            print(help_text(folders))
         return 0
+    if own is None:
+        return _command(arguments, folders)
+    with _command_line(["hasten", *arguments]):
+        if own.rank > 0:
+            return followers.follow(own)
+        return followers.planned(own, lambda: _command(arguments, folders))
+
+
+def _launcher(arguments: Sequence[str]) -> str:
+    """That of a sweep, where it is not Hydra's own, which runs one job after the other in this process."""
+    given = (argument.lstrip("+").partition("=") for argument in arguments)
+    return next((option for name, _, option in given if name == "hydra/launcher" and option != "basic"), "")
+
+
+def _command(arguments: Sequence[str], folders: Sequence[Path]) -> int:
     traceback = os.environ.get(FULL_ERROR) == "1"
     try:
         return _through_hydra(with_machine(with_pipeline(arguments, folders), folders), traceback=traceback)
@@ -127,6 +156,7 @@ def help_text(folders: Sequence[Path]) -> str:
         "  hasten profile                               where the time goes on the target, and the bottleneck",
         "  hasten explain pruning=structured            what goes with what, what this recipe does or why it can't",
         "  hasten doctor                                what works on this machine, and how to get what does not",
+        "  hasten launch distributed=ddp launch.nodes=2    what starts the same run on several hosts",
         "  hasten init                                  write a small project of your own to start from",
         "  hasten -m run pruning=none,structured        sweep recipes over the same store",
         "  hasten run dry_run=true                      what would be done, and what the store already has",

@@ -22,10 +22,12 @@ from hasten.core.interfaces import Planner, Target, Tracker
 from hasten.core.objective import Objective, gain, judge
 from hasten.core.preflight import check
 from hasten.core.recipe import UNTOUCHED, Composer, Recipe, rebuild_command, says_more
+from hasten.core.sections import Distributed
 from hasten.core.store import Store
 from hasten.core.training_objective import PLAIN_LOADER, PLAIN_STEP, TRAINING, TrainingObjective, judge_training
 from hasten.core.trial import Choice, Diagnosis, Evaluation, Interval, Strategy, TrainingEvaluation, Trial
 from hasten.reporting.terminal import Screen
+from hasten.stages import followers
 
 if TYPE_CHECKING:
     from hasten.stages.build import Built
@@ -107,6 +109,9 @@ class Session:
         if strangers := [name for name in recipe.section("target")["engines"] if name not in known]:
             there = ", ".join(known)
             raise ConfigError(f"target.engines: {', '.join(strangers)} is no option of engine; there are {there}")
+        if planner := followers.planner():
+            spread, min_nodes = Distributed.of(recipe.config["distributed"]), recipe.config["launch"]["min_nodes"]
+            planner.meet(spread, store_folder(recipe), min_nodes=min_nodes)
         return cls(
             composer=composer,
             recipe=recipe,
@@ -121,7 +126,7 @@ class Session:
 
     @cached_property
     def store(self) -> Store:
-        return Store(Path(self.recipe.config["store"]["folder"]))
+        return Store(store_folder(self.recipe))
 
     @cached_property
     def target(self) -> Target:
@@ -452,6 +457,10 @@ class Session:
         self.screen.trial(candidate.trial)
         self.tracker.record(candidate.trial, _curves(candidate.finished), _files(self.folder, candidate.trial))
         return candidate
+
+
+def store_folder(recipe: Recipe) -> Path:
+    return Path(recipe.config["store"]["folder"]).absolute()
 
 
 def _own(kind: type, section: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from hasten.core.interfaces import DataSource, Engine, Pass, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe, nearest
 from hasten.core.schedules import unfit_for_stages
-from hasten.core.sections import Callbacks, Distributed, Loader, Metric, Split, Step, Trainer, TrainingSettings
+from hasten.core.sections import Callbacks, Distributed, Launch, Loader, Metric, Split, Step, Trainer, TrainingSettings
 from hasten.core.tensor_plan import TensorPlan
 from hasten.core.training_objective import TRAINING, TrainingObjective
 
@@ -43,6 +43,7 @@ SECTIONS: Mapping[str, type] = {
     "trainer": Trainer,
     "distributed": Distributed,
     "callbacks": Callbacks,
+    "launch": Launch,
     "data.split": Split,
     "model.training": TrainingSettings,
     "student.training": TrainingSettings,

@@ -47,7 +47,10 @@ RESULT_SECTIONS = (
 )
 """Sections that decide what a recipe gives. Tracking, callbacks, objective and planner never do."""
 
-WALK_SECTIONS = ("pipeline", "dry_run", "init", "store", "tracking", "planner", "objective", "strategy", "callbacks")
+WALK_SECTIONS = (
+    *("pipeline", "dry_run", "init", "launch", "store"),
+    *("tracking", "planner", "objective", "strategy", "callbacks"),
+)
 """Sections that say what to do with a recipe; they are no part of its overrides."""
 
 

@@ -28,6 +28,7 @@ class Schema:
     dry_run: bool = MISSING
     store: StoreSection = field(default_factory=StoreSection)
     init: InitSection = field(default_factory=InitSection)
+    launch: Any = None
     pipeline: Any = None
     data: Any = None
     task: Any = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal, NamedTuple
@@ -345,3 +346,76 @@ class Metric:
     max_drop: Annotated[float, Ge(0)] | None = None
     relative: bool = False
     by_class: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Where the processes of a run on several hosts come from: what `hasten launch` writes scripts of.
+
+    Attributes:
+        command: pipeline that they run.
+        nodes: hosts, each with `distributed.devices / nodes` processes.
+        min_nodes: hosts with which a run goes on when others are lost; None for all.
+        first: name or address of the first host, as the others reach it; None: the shell variable FIRST_NODE.
+        port: of the first host, at which torchrun's agents meet.
+        join_seconds: that agents wait for one another.
+        start: `ray`: starts the run at once, in workers of Ray Train; `none`: prints what would start it.
+        ray_address: of the Ray cluster; None for that of RAY_ADDRESS, or one of this machine alone.
+        show: what is printed.
+        write: folder that the scripts are written to; None for none.
+        python: interpreter on the hosts.
+        name: of the job.
+        time: of SLURM, as its `--time`; None for the partition's own.
+        image: of Kubernetes' containers.
+        volume: name of the persistent volume claim that all containers share.
+        mount: where it is, and where they work.
+        memory_gb: of a container, 1 GB = 10^9 bytes; None for no limit.
+    """
+
+    command: Literal["run", "optimize", "profile"] = "run"
+    nodes: Annotated[int, Ge(1)] = 1
+    min_nodes: Annotated[int, Ge(1)] | None = None
+    first: str | None = None
+    port: Annotated[int, Interval(ge=1, le=65535)] = 29400
+    join_seconds: Annotated[int, Ge(1)] = 600
+    start: Literal["none", "ray"] = "none"
+    ray_address: str | None = None
+    show: Literal["all", "torchrun", "slurm", "kubernetes"] = "all"
+    write: str | None = None
+    python: str = "python"
+    name: str = "hasten"
+    time: str | None = None
+    partition: str | None = None
+    image: str = "hasten:latest"
+    namespace: str | None = None
+    volume: str = "hasten"
+    mount: str = "/hasten"
+    memory_gb: Annotated[float, Gt(0)] | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", self.name):
+            raise ConfigError(
+                f"launch.name must be at most 40 small letters, digits and inner hyphens, got {self.name!r}: it is "
+                "part of hosts' names"
+            )
+
+    def processes(self, spread: Distributed) -> int:
+        """On each host.
+
+        Raises:
+            ConfigError: the trainings can't be divided among the hosts.
+        """
+        if spread.devices % self.nodes:
+            raise ConfigError(
+                f"distributed.devices={spread.devices} can't be divided by launch.nodes={self.nodes}: every host has "
+                "as many processes"
+            )
+        each = spread.devices // self.nodes
+        if self.min_nodes is not None and self.min_nodes > self.nodes:
+            raise ConfigError(f"launch.min_nodes={self.min_nodes} is more than launch.nodes={self.nodes}")
+        for left in range(self.min_nodes or self.nodes, self.nodes):
+            try:
+                spread.mesh(left * each)
+            except ConfigError as error:
+                raise ConfigError(f"launch.min_nodes={self.min_nodes} allows for {left} hosts: {error}") from None
+        return each

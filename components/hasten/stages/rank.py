@@ -1,6 +1,6 @@
 """One of the processes that train together: `torchrun -m hasten.stages.rank FOLDER SHA256`.
 
-It is started by `stages.group`, which wrote what is to be trained into the folder and reads there what came of it.
+It is started for `stages.group`, which wrote what is to be trained into the folder and reads there what came of it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ import hashlib
 import io
 import os
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
 
 from hasten.core.errors import HastenError
 from hasten.core.files import read_json, write_json, write_text
+from hasten.core.interpreter import leave_with_parent
 from hasten.core.recipe import Recipe
 from hasten.core.sections import Distributed
 from hasten.distributed.checkpoint import write_weights
@@ -53,7 +52,7 @@ def main() -> None:
     if (folder / REFUSAL).exists():
         return  # another attempt would be refused in the same way
     job = read_json(folder / JOB)
-    Thread(target=_leave_with, args=(job["parent"],), daemon=True).start()
+    leave_with_parent()
     try:
         _train(job, _model(folder / MODEL, expected), folder)
     except HastenError as error:
@@ -62,16 +61,6 @@ def main() -> None:
     except Exception:
         write_text(folder / f"error-{os.environ['RANK']}.txt", traceback.format_exc())
         raise
-
-
-def _leave_with(parent: int) -> None:
-    """Ends this process when that which wants its result is gone: in peace, so that the agent starts no other."""
-    while True:
-        try:
-            os.kill(parent, 0)
-        except ProcessLookupError:
-            os._exit(0)
-        time.sleep(1)
 
 
 def _model(file: Path, expected: str) -> torch.nn.Module:
