@@ -5,7 +5,9 @@
 The two hosts are network namespaces of this machine, joined by a pair of virtual interfaces whose rate `tc tbf` limits,
 so that what is measured is the way over a network and not shared memory. In each runs one process, as under torchrun.
 All compressions train the same network on scikit-learn's digits, in turns: seed by seed, and within a seed one after
-the other. Steps per second are those after the tenth step, when PowerSGD has begun to compress.
+the other. Steps per second are those after the tenth step, when PowerSGD has begun to compress. Last, one more training
+with each is profiled: what the profile says of the bytes of a step and of the time that is waited for them, beside what
+the interface counted and the step took before.
 
 Beside each is what the time model says (`distributed.timing`), from the rate that was declared, the latency of a small
 all-reduce, the step of one process with its share of the rows, and PowerSGD's arithmetic alone. Both processes measure
@@ -31,7 +33,7 @@ from typing import Any
 from hosts import Host, sent_bytes, two_hosts
 
 COMPRESSIONS = ("none", "bfloat16", "powersgd")
-SKIPPED = 10
+SKIPPED, UNDISTURBED = 10, 20
 BATCH = 64
 
 
@@ -49,7 +51,8 @@ def main() -> None:
         return
     with two_hosts(arguments.mbit) as hosts, ExitStack() as stack:
         told = measured(stack, hosts)
-    tell(told)
+    tell(told[0], [each for each in told if "seed" in each])
+    tell_profiles([each for each in told[1:] if "seed" not in each])
 
 
 def measured(stack: ExitStack, hosts: Sequence[Host]) -> list[dict[str, Any]]:
@@ -81,15 +84,16 @@ def measured(stack: ExitStack, hosts: Sequence[Host]) -> list[dict[str, Any]]:
     return told
 
 
-def tell(told: list[dict[str, Any]]) -> None:
-    base = {each["seed"]: each for each in told if each.get("compression") == "none"}
-    expected = next(each["expected_ms"] for each in told if "expected_ms" in each)
+def tell(model: dict[str, Any], told: list[dict[str, Any]]) -> None:
+    """What was measured beside what the time model says."""
+    base = {each["seed"]: each for each in told if each["compression"] == "none"}
+    expected = model["expected_ms"]
     print(
         f"{'gradients':<10}{'ms a step':>10}{'expected':>10}{'MB a step':>11}{'steps/s':>9}"
         f"{'final loss':>12}{'beside none':>13}"
     )
     for compression in COMPRESSIONS:
-        mine = [each for each in told if each.get("compression") == compression]
+        mine = [each for each in told if each["compression"] == compression]
         step_ms = median(each["step_ms"] for each in mine)
         gains = [base[each["seed"]]["step_ms"] / each["step_ms"] for each in mine]
         losses = [each["loss"] / base[each["seed"]]["loss"] - 1 for each in mine]
@@ -100,7 +104,16 @@ def tell(told: list[dict[str, Any]]) -> None:
             f"   gains {min(gains):.2f} to {max(gains):.2f}, losses {min(losses):+.2%} to {max(losses):+.2%},"
             f" expected {expected[compression] / step_ms - 1:+.1%}"
         )
-    print(next(each["told"] for each in told if "told" in each))
+    print(model["told"])
+
+
+def tell_profiles(told: list[dict[str, Any]]) -> None:
+    print(f"{'gradients':<10}{'ms a step':>10}{'waited':>8}{'MB sent':>9}{'MB in the profile':>19}{'calls':>7}")
+    for each in told:
+        print(
+            f"{each['compression']:<10}{each['step_ms']:>10.1f}{each['waited_ms']:>8.1f}{each['megabytes']:>9.3f}"
+            f"{each['profile_megabytes']:>19.3f}{each['calls']:>7g}"
+        )
 
 
 def trained(arguments: argparse.Namespace) -> None:
@@ -117,6 +130,9 @@ def trained(arguments: argparse.Namespace) -> None:
             for compression in COMPRESSIONS:
                 told = training(arguments, seed, replace(group, spread=replace(spread, compression=compression)))
                 print(json.dumps({"seed": seed, "compression": compression, **told}), flush=True)
+        for compression in COMPRESSIONS:
+            told = profiled(arguments, replace(group, spread=replace(spread, compression=compression)))
+            print(json.dumps({"compression": compression, **told}), flush=True)
 
 
 def network(width: int) -> Any:
@@ -166,7 +182,33 @@ def expected(arguments: argparse.Namespace, group: Any) -> dict[str, Any]:
     return {"expected_ms": {name: 1e3 * time.seconds for name, time in times.items()}, "told": told}
 
 
-def training(arguments: argparse.Namespace, seed: int, group: Any, epochs: int | None = None) -> dict[str, float]:
+def profiled(arguments: argparse.Namespace, group: Any) -> dict[str, float]:
+    """Two processes send what their all-reduces are given: 2 (N - 1) / N of it."""
+    from hasten.training.step_clock import StepClock
+    from hasten.training.step_operators import OperatorWatch
+
+    clock = StepClock()
+    watch = OperatorWatch(clock, first=SKIPPED + UNDISTURBED + 1, group=group)
+    told = training(arguments, 0, group, last=SKIPPED + UNDISTURBED, clock=clock, callbacks=[watch])
+    collectives = watch.figures.collectives
+    return {
+        **told,
+        "profile_megabytes": sum(each.num_bytes for each in collectives) / 1e6,
+        "calls": sum(each.calls for each in collectives),
+        "waited_ms": sum(watch.figures.waiting_ms.values()),
+    }
+
+
+def training(
+    arguments: argparse.Namespace,
+    seed: int,
+    group: Any,
+    last: int = -1,
+    clock: Any = None,
+    callbacks: Sequence[Any] = (),
+    epochs: int | None = None,
+) -> dict[str, float]:
+    """Figures of the steps from `SKIPPED` to `last`, counted from 0."""
     import numpy as np
     import pytorch_lightning as pl
     import torch
@@ -208,13 +250,14 @@ def training(arguments: argparse.Namespace, seed: int, group: Any, epochs: int |
             progress=Silent(),
             what=group.spread.compression if group else "one process",
             key="model.training",
-            callbacks=[steps],
+            callbacks=[steps, *callbacks],
+            clock=clock,
             group=group,
         )
-    num_steps = len(steps.ends) - 1 - SKIPPED
+    num_steps = last % len(steps.ends) - SKIPPED
     return {
-        "step_ms": 1e3 * (steps.ends[-1] - steps.ends[SKIPPED]) / num_steps,
-        "megabytes": (steps.sent[-1] - steps.sent[SKIPPED]) / num_steps / 1e6,
+        "step_ms": 1e3 * (steps.ends[last] - steps.ends[SKIPPED]) / num_steps,
+        "megabytes": (steps.sent[last] - steps.sent[SKIPPED]) / num_steps / 1e6,
         "loss": fitted.curves["train_loss"][-1],
     }
 

@@ -85,7 +85,13 @@ def test_a_pipeline_keeps_activations_of_the_micro_batches_on_their_way():
     in_turn = needed(TWO, replace(spread, schedule="1F1B"), 16, Step(micro_batches=4))
     # The process with the second stage: GPipe keeps 4 micro-batches of 4 rows, 1F1B one of the last stage.
     assert all_at_once.passes >= 4 * 4 * 30
-    assert in_turn.peak < all_at_once.peak
+    assert in_turn.passes < all_at_once.passes
+
+
+def test_the_first_process_of_a_pipeline_has_copies_while_it_finds_out_where_to_cut():
+    spread = Distributed(kind="pipeline", devices=2, pipeline=2)
+    found = needed(TWO, spread, 16, Step(micro_batches=4))
+    assert found.peak == found.before == 5 * 960 + 2 * 4 * 10 + (4 * 5 + 640)
 
 
 @pytest.mark.parametrize(

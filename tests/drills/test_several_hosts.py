@@ -21,6 +21,7 @@ from hydra import initialize_config_module
 
 from hasten.artefacts.module import rebuild
 from hasten.core import schema
+from hasten.core.files import read_json
 from hasten.core.interpreter import import_path
 from hasten.core.recipe import Composer
 from hasten.core.store import Store
@@ -43,6 +44,17 @@ RUN = (
 )
 SPREAD = ("distributed=ddp", "distributed.devices=2", "distributed.timeout_seconds=20")
 LIMIT_SECONDS = 900
+RELIEVE = ("compress_gradients", "average_every", "accumulate", "bucket_size")
+LOOP = (
+    "objective=training",
+    "objective.loss_steps=60",
+    "model=mlp",
+    "model.arch.hidden=[1024,1024]",
+    "trainer.threads=1",
+    f"strategy=[{','.join(RELIEVE)}]",
+    "planner.max_trials=6",
+    "tracking=none",
+)
 RANKS, PLANS, AGENT = "hasten.stages.rank", "hasten.cli", "torch.distributed.run"
 
 
@@ -92,9 +104,9 @@ class Agents:
             assert time.monotonic() < deadline, self.logs()
             time.sleep(0.1)
 
-    def wait(self) -> list[int]:
+    def wait(self, seconds: float = LIMIT_SECONDS) -> list[int]:
         """Exit codes."""
-        self.until(lambda: all(agent.poll() is not None for agent in self.started))
+        self.until(lambda: all(agent.poll() is not None for agent in self.started), seconds)
         return [agent.returncode for agent in self.started]
 
     def end(self) -> None:
@@ -235,3 +247,23 @@ def test_orphans_of_killed_agents_end(agents: Agents) -> None:
     for host in agents.hosts:
         kill(running(host, AGENT))
     agents.until(lambda: not [process for host in agents.hosts for process in host.processes()], 60)
+
+
+def test_the_loop_finds_that_communication_costs_the_time_and_what_helps(agents: Agents) -> None:
+    agents.start(*LOOP, "distributed=ddp", "launch.command=optimize")
+    assert agents.wait(4 * LIMIT_SECONDS) == [0, 0], agents.logs()
+    (file,) = (agents.folder / "outputs").glob("*/*/summary.json")
+    summary = read_json(file)
+    for trial in summary["trials"]:
+        told = trial["training"] and trial["training"]["speedup"].get("previous")
+        print(trial["number"], trial["edit"], trial["verdict"], told, trial["reason"])
+    print((agents.folder / "first.sh.log").read_text(errors="replace"))
+    profile = summary["baseline"]["step_profile"]
+    assert profile["bottleneck"] == "communication"
+    assert profile["shares"]["communication"] > 0.5
+    (reduced,) = [each for each in profile["collectives"] if each["kind"] == "all_reduce"]
+    assert reduced["num_bytes"] == 4 * (64 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10)
+    accepted = [trial for trial in summary["trials"] if trial["verdict"] == "accepted" and trial["number"] > 0]
+    assert any(trial["strategy"] in RELIEVE for trial in accepted)
+    assert summary["speedup"]["plain"]["low"] > 1
+    assert summary["best"]["training"]["loss"]["holds"]

@@ -167,7 +167,12 @@ def test_one_process_trains_what_cannot_be_given_to_others(tmp_path: Path) -> No
     [
         (("distributed.devices=2",), r"distributed=single is one process, and distributed\.devices=2"),
         (("distributed=ddp", "trainer.precision=float16"), r"can't be combined with trainer\.precision=float16"),
-        (("distributed=ddp", "objective=training"), r"can't be combined with objective=training"),
+        (("distributed.compression=bfloat16",), r"distributed=ddp's, and means nothing to distributed=single"),
+        (("distributed=fsdp", "distributed.bucket_mb=1"), r"distributed=ddp's, and means nothing to distributed=fsdp"),
+        (
+            ("distributed=ddp", "distributed.average_every=4", "distributed.compression=powersgd"),
+            r"average_every=4 sends no gradients that distributed\.compression=powersgd could compress",
+        ),
         (
             ("distributed=ddp", "distributed.static_graph=true", "trainer.micro_batches=2"),
             r"distributed\.static_graph=true can't be combined with trainer\.micro_batches=2",

@@ -211,7 +211,9 @@ class Distributed:
         powersgd_rank: columns of these matrices.
         powersgd_start: steps before the first that is compressed by PowerSGD.
         average_every: steps after which processes average their parameters, in place of every step's gradients (local
-            SGD, Stich 2019); 1: gradients, at every step. Of ddp.
+            SGD, Stich 2019); 1: gradients, at every step. Of ddp. Between them each goes by its own rows, to which
+            clipping and batch normalization keep too. The moments of its optimizer are never averaged, and a checkpoint
+            has those of the first: what goes on from it ends otherwise than it would have, as with other seeds.
         reduce_precision: of gradients while fsdp sums them.
         cpu_offload: what fsdp divides lies in the processor's memory while it is not used.
         reshard: fsdp divides the parameters of a block again after its forward pass, and collects them once more for
@@ -263,6 +265,11 @@ class Distributed:
                 f"distributed=single is one process, and distributed.devices={self.devices}: distributed=ddp spreads a "
                 "training over several"
             )
+        if self.local_steps and self.compression != "none":
+            raise ConfigError(
+                f"distributed.average_every={self.average_every} sends no gradients that distributed.compression="
+                f"{self.compression} could compress: one of them"
+            )
         dividing = _DIVIDING.get(self.kind, ())
         for knob in ("pipeline", "shards", "tensor"):
             if knob not in dividing and (given := getattr(self, knob)) != 1:
@@ -271,6 +278,11 @@ class Distributed:
                     "pipeline, shards and tensor"
                 )
         self.mesh(self.devices)
+
+    @property
+    def local_steps(self) -> bool:
+        """Whether processes take steps by their own rows, and average their parameters now and then."""
+        return self.average_every > 1
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Distributed:

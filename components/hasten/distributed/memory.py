@@ -34,6 +34,7 @@ class Memory:
             is collected or sent meanwhile.
         communication: buffers that last.
         update: the most that the update of the weights has at a time, when what the passes had is gone.
+        before: the most that it has at a time before the first step, where that is much.
     """
 
     given: float
@@ -43,11 +44,12 @@ class Memory:
     passes: float
     communication: float
     update: float
+    before: float = 0.0
 
     @property
     def peak(self) -> float:
         lasting = self.given + self.weights + self.gradients + self.states + self.communication
-        return lasting + max(self.passes, self.update)
+        return max(lasting + max(self.passes, self.update), self.before)
 
 
 def needed(footprint: Footprint, spread: Distributed, rows: int, step: Step) -> Memory:
@@ -207,7 +209,19 @@ def _of_stage(
         passes=footprint.input_bytes(rows * step.micro_batches) + waiting * largest + one + 3 * collected + averaged,
         communication=borders * step.micro_batches,
         update=footprint.update_share * mine,
+        before=_cutting(footprint, rows) if process == 0 else 0.0,
     )
+
+
+_COPIES = 5
+"""Of the model, with the first process while it finds out where to cut: as it was given, its own, one that is timed
+with its gradients, and one on which the cut is tried."""
+
+
+def _cutting(footprint: Footprint, rows: float) -> float:
+    """What the first process of a pipeline has while it finds out where to cut, block by block."""
+    handed = sum(unit[-1].output(rows) for unit in footprint.units)
+    return _COPIES * footprint.given_bytes + handed + max(_passes(unit, rows, lasts=False) for unit in footprint.units)
 
 
 def in_flight(schedule: str, processes: int, process: int, micro_batches: int) -> int:

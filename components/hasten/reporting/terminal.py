@@ -21,6 +21,7 @@ from rich.text import Text
 
 from hasten.core.store import Listing
 from hasten.core.trial import (
+    Collective,
     Interval,
     OperatorGroup,
     Profile,
@@ -219,9 +220,11 @@ class Screen:
         """Where a training step's time goes, and the bottleneck that follows."""
         self._console.print(Text.assemble((title, "bold"), f": {units.latency(profile.step_ms)} per training step"))
         table = _table("part of a step", ">share", ">time")
-        for name, milliseconds in profile.phases_ms.items():
+        for name, milliseconds in profile.parts_ms.items():
             table.add_row(name, f"{milliseconds / profile.step_ms:.0%}", units.latency(milliseconds))
         self._console.print(table)
+        if profile.collectives:
+            self._collectives(profile.collectives)
         if profile.operators:
             self._operators(profile.operators)
         told = {kind: share for kind, share in profile.shares.items() if share >= 0.005}
@@ -251,6 +254,14 @@ class Screen:
         self._line(f"rebuild    {result.best.rebuild}")
         if result.tracking_command is not None:
             self._line(f"look       {result.tracking_command}")
+
+    def _collectives(self, collectives: Sequence[Collective]) -> None:
+        """What the processes of a training tell one another in a step."""
+        table = _table("collectives", ">calls", ">bytes", ">time", ">waited for", ">beside calculation")
+        for each in collectives:
+            times = (units.latency(each.milliseconds), units.latency(each.waited_ms))
+            table.add_row(each.kind, f"{each.calls:.3g}", units.size(each.num_bytes), *times, f"{each.hidden:.0%}")
+        self._console.print(table)
 
     def _operators(self, operators: Sequence[OperatorGroup]) -> None:
         """Each kind of operators against the roofline."""

@@ -361,8 +361,8 @@ def _identity(models: Sequence[nn.Module], data: Batches | str, knobs: list[Any]
 
 @contextmanager
 def _synchronized(model: nn.Module, group: Group | None) -> Iterator[None]:
-    """Where batch normalization sees the rows of all processes."""
-    if group is None:
+    """Where batch normalization sees the rows of all processes, if they take their steps together."""
+    if group is None or group.spread.local_steps:
         yield
         return
     from hasten.distributed.batch_norm import restore, synchronize

@@ -47,11 +47,14 @@ class ForwardPass:
         self._adding_up: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def spread(self, group: Group, plan: TensorPlan, rows: Mapping[str, Tensor]) -> None:
-        """Divides the model in place among the processes of a group, which then learn together what they share.
+        """Divides the model in place among the processes of a group, which then learn together what they share; nothing
+        where they take steps of their own.
 
         Args:
             plan, rows: as of `distributed.tensor.divide`.
         """
+        if group.spread.local_steps:
+            return
         if group.spread.kind == "ddp":
             self._averaged = averaged(Wrapped(self._model, self._run), group)
             self._adding_up = self._averaged.no_sync
