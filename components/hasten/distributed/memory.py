@@ -221,7 +221,8 @@ with its gradients, and one on which the cut is tried."""
 def _cutting(footprint: Footprint, rows: float) -> float:
     """What the first process of a pipeline has while it finds out where to cut, block by block."""
     handed = sum(unit[-1].output(rows) for unit in footprint.units)
-    return _COPIES * footprint.given_bytes + handed + max(_passes(unit, rows, lasts=False) for unit in footprint.units)
+    most = max(max(part.forward(rows), part.backward(rows)) for part in footprint.parts)
+    return _COPIES * footprint.given_bytes + handed + most
 
 
 def in_flight(schedule: str, processes: int, process: int, micro_batches: int) -> int:
