@@ -182,8 +182,6 @@ def training(folder: Path, group: Any) -> dict[str, Any]:
         callbacks=[steps],
         group=group,
         plan=TensorPlan(layers=OmegaConf.to_container(config.tensor_plan)),
-            layers=OmegaConf.to_container(OmegaConf.load(conf_folder() / "model/transformer.yaml").tensor_plan)
-        ),
     )
     if group is not None:
         from hasten.distributed.checkpoint import read_weights, write_weights
