@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 
 from hasten.core.construct import construct, locate
 from hasten.core.errors import ConfigError, HastenError
-from hasten.core.files import read_json, write_text
+from hasten.core.files import read_json, write_json, write_text
 from hasten.core.interfaces import Planner, Target, Tracker
 from hasten.core.objective import Objective, gain, judge
-from hasten.core.preflight import check
+from hasten.core.preflight import check, refusals
 from hasten.core.recipe import UNTOUCHED, Composer, Recipe, rebuild_command, says_more
 from hasten.core.sections import Distributed
 from hasten.core.store import Store
@@ -32,6 +32,7 @@ from hasten.stages import followers
 if TYPE_CHECKING:
     from hasten.stages.build import Built
     from hasten.stages.evaluate import Evaluator
+    from hasten.stages.layout import Layouts
     from hasten.stages.training_evaluation import TrainingEvaluator
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Session:
         folder: where this run leaves its results.
         config_dir: the user's own config folder, if there is one.
         candidates: every trial so far, in order; number 0 is the baseline.
+        layouts: what `distributed=auto` was chosen from; None where it was not asked for.
     """
 
     composer: Composer
@@ -88,6 +90,7 @@ class Session:
     folder: Path
     config_dir: Path | None = None
     candidates: list[Candidate] = field(default_factory=list)
+    layouts: Layouts | None = None
     started: float = field(default_factory=time.monotonic)
     _refusals: dict[str, str | None] = field(default_factory=dict)
     _charged: set[str] = field(default_factory=set)
@@ -109,15 +112,25 @@ class Session:
         if strangers := [name for name in recipe.section("target")["engines"] if name not in known]:
             there = ", ".join(known)
             raise ConfigError(f"target.engines: {', '.join(strangers)} is no option of engine; there are {there}")
+        layouts = None
+        if recipe.section("distributed")["kind"] == "auto":
+            layouts = _spread(composer, recipe)
+            composer = composer.settled(layouts.overrides)
+            recipe = composer.compose()
+            check(recipe)
         if planner := followers.planner():
             spread, min_nodes = Distributed.of(recipe.config["distributed"]), recipe.config["launch"]["min_nodes"]
             planner.meet(spread, store_folder(recipe), min_nodes=min_nodes)
-        return cls(
+        session = cls(
             composer=composer,
             recipe=recipe,
             folder=folder,
             config_dir=config_folders[0] if len(config_folders) > 1 else None,
+            layouts=layouts,
         )
+        if layouts is not None:
+            session.screen.layouts(layouts.weighed, layouts.notes)
+        return session
 
     @property
     def name(self) -> str:
@@ -320,6 +333,8 @@ class Session:
         self.folder = _claimed(self.folder)
         config_yaml = OmegaConf.to_yaml(OmegaConf.create(dict(self.recipe.config)))
         write_text(self.folder / "config.yaml", config_yaml)
+        if self.layouts is not None:
+            write_json(self.folder / "layouts.json", self.layouts.to_dict())
         overrides = [*self.composer.walk, *self.composer.base]
         self.tracker.start(self.name, config_yaml, overrides, self.folder)
 
@@ -461,6 +476,25 @@ class Session:
 
 def store_folder(recipe: Recipe) -> Path:
     return Path(recipe.config["store"]["folder"]).absolute()
+
+
+def _spread(composer: Composer, recipe: Recipe) -> Layouts:
+    """What `distributed=auto` stands for in a recipe.
+
+    Raises:
+        ConfigError: nothing fits.
+        HastenError: the model can't be looked at.
+    """
+    from hasten.stages.layout import choose
+
+    return choose(
+        recipe,
+        composer.typed("distributed"),
+        Store(store_folder(recipe)),
+        edit=lambda overrides: composer.settled(overrides).compose(),
+        refusals=refusals,
+        keep=not recipe.config["dry_run"],
+    )
 
 
 def _own(kind: type, section: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def do(job: Job, folder: Path, group: Group) -> None:
     if group.rank == 0:
         write_json(here / "curves.json", fitted.curves)
         write_json(here / "notes.json", fitted.notes)
+        write_json(here / "job.json", asdict(job))
 
 
 def main() -> None:

@@ -2,8 +2,10 @@
 
 import os
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,8 @@ from hasten.core.interfaces import Rows, Silent
 from hasten.core.sections import Distributed, Step, TrainingSettings
 from hasten.core.tensor_plan import TensorPlan
 from hasten.distributed.checkpoint import write_weights
-from hasten.distributed.group import joined
+from hasten.distributed.group import Group, joined
+from hasten.passes.distillation.soft_labels import SoftLabels
 from hasten.tasks.classification import Classification
 from hasten.training.fit import Fitted, fit
 
@@ -59,40 +62,54 @@ def spread(schedule: str, **knobs: object) -> Distributed:
     return Distributed(kind=kind, schedule=schedule, **({"devices": 2, "pipeline": 0} | knobs))
 
 
-TWO = {
-    "GPipe": (Step(micro_batches=4), spread("GPipe")),
-    "1F1B": (Step(micro_batches=4), spread("1F1B")),
-    "1F1B, clipped": (Step(micro_batches=2, clip_norm=0.05), spread("1F1B")),
-    "Interleaved1F1B": (Step(micro_batches=4), spread("Interleaved1F1B")),
-    "ZBVZeroBubble": (Step(micro_batches=4), spread("ZBVZeroBubble")),
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A training.
+
+    Attributes:
+        taught: by stored answers of a teacher.
+    """
+
+    spread: Distributed
+    step: Step
+    taught: bool = False
+
+
+def case(
+    schedule: str, micro_batches: int = 4, *, taught: bool = False, step: Mapping[str, Any] = {}, **knobs: Any
+) -> Case:
+    return Case(spread=spread(schedule, **knobs), step=Step(micro_batches=micro_batches, **step), taught=taught)
+
+
+CLIPPED = {"clip_norm": 0.05}
+CASES = {
+    2: {
+        "GPipe": case("GPipe"),
+        "1F1B, clipped": case("1F1B", 2, step=CLIPPED),
+        "Interleaved1F1B, taught": case("Interleaved1F1B", taught=True),
+        "ZBVZeroBubble, bfloat16": case("ZBVZeroBubble", step={"precision": "bfloat16", "layout": "channels_last"}),
+    },
+    4: {
+        "four stages, GPipe": case("GPipe", devices=4),
+        "four stages, 1F1B, clipped": case("1F1B", step=CLIPPED, devices=4),
+        "eight stages, Interleaved1F1B": case("Interleaved1F1B", devices=4),
+        "eight stages, ZBVZeroBubble": case("ZBVZeroBubble", 8, devices=4),
+        "LoopedBFS x replicas": case("LoopedBFS", devices=4, pipeline=2),
+        "InterleavedZeroBubble x replicas": case("InterleavedZeroBubble", devices=4, pipeline=2),
+        "ZBVZeroBubble x replicas": case("ZBVZeroBubble", devices=4, pipeline=2),
+        "DualPipeV x replicas, clipped": case("DualPipeV", step=CLIPPED, devices=4, pipeline=2, bucket_mb=0.001),
+        "1F1B x replicas": case("1F1B", devices=4, pipeline=2),
+        "1F1B x shards, clipped": case("1F1B", step=CLIPPED, devices=4, pipeline=2, shards=2),
+        "Interleaved1F1B x shards": case("Interleaved1F1B", devices=4, pipeline=2, shards=2),
+        "1F1B x tensor, clipped": case("1F1B", step=CLIPPED, devices=4, pipeline=2, tensor=2),
+        "ZBVZeroBubble x tensor": case("ZBVZeroBubble", devices=4, pipeline=2, tensor=2),
+    },
+    8: {
+        "1F1B x replicas x tensor": case("1F1B", devices=8, pipeline=2, tensor=2),
+        "1F1B x shards x tensor, clipped": case("1F1B", step=CLIPPED, devices=8, pipeline=2, tensor=2, shards=2),
+    },
 }
-FOUR = {
-    "four stages, GPipe": (Step(micro_batches=4), spread("GPipe", devices=4)),
-    "four stages, 1F1B, clipped": (Step(micro_batches=4, clip_norm=0.05), spread("1F1B", devices=4)),
-    "eight stages, Interleaved1F1B": (Step(micro_batches=4), spread("Interleaved1F1B", devices=4)),
-    "eight stages, ZBVZeroBubble": (Step(micro_batches=8), spread("ZBVZeroBubble", devices=4)),
-    "LoopedBFS x replicas": (Step(micro_batches=4), spread("LoopedBFS", devices=4, pipeline=2)),
-    "InterleavedZeroBubble x replicas": (Step(micro_batches=4), spread("InterleavedZeroBubble", devices=4, pipeline=2)),
-    "ZBVZeroBubble x replicas": (Step(micro_batches=4), spread("ZBVZeroBubble", devices=4, pipeline=2)),
-    "DualPipeV x replicas, clipped": (
-        Step(micro_batches=4, clip_norm=0.05),
-        spread("DualPipeV", devices=4, pipeline=2, bucket_mb=0.001),
-    ),
-    "1F1B x replicas": (Step(micro_batches=4), spread("1F1B", devices=4, pipeline=2)),
-    "1F1B x shards, clipped": (Step(micro_batches=4, clip_norm=0.05), spread("1F1B", devices=4, pipeline=2, shards=2)),
-    "Interleaved1F1B x shards": (Step(micro_batches=4), spread("Interleaved1F1B", devices=4, pipeline=2, shards=2)),
-    "1F1B x tensor, clipped": (Step(micro_batches=4, clip_norm=0.05), spread("1F1B", devices=4, pipeline=2, tensor=2)),
-    "ZBVZeroBubble x tensor": (Step(micro_batches=4), spread("ZBVZeroBubble", devices=4, pipeline=2, tensor=2)),
-}
-EIGHT = {
-    "1F1B x replicas x tensor": (Step(micro_batches=4), spread("1F1B", devices=8, pipeline=2, tensor=2)),
-    "1F1B x shards x tensor, clipped": (
-        Step(micro_batches=4, clip_norm=0.05),
-        spread("1F1B", devices=8, pipeline=2, tensor=2, shards=2),
-    ),
-}
-CASES = {2: TWO, 4: FOUR, 8: EIGHT}
-"""Number of processes -> name -> how a step is calculated, and how it is spread."""
+"""Number of processes -> name -> how they train."""
 
 
 def rows() -> Rows:
@@ -101,7 +118,8 @@ def rows() -> Rows:
     return Rows(inputs={"image": images}, targets=images.reshape(NUM_ROWS, -1)[:, :10].argmax(1))
 
 
-def trained(step: Step, folder: Path, group: object = None) -> Fitted:
+def trained(step: Step, taught: bool, folder: Path, group: Group | None = None) -> Fitted:
+    answers = np.random.default_rng(1).standard_normal((NUM_ROWS, 10)).astype(np.float32)
     torch.manual_seed(1)
     return fit(
         Uneven(),
@@ -117,6 +135,8 @@ def trained(step: Step, folder: Path, group: object = None) -> Fitted:
         what="the model",
         key="model.training",
         group=group,
+        loss=SoftLabels() if taught else None,
+        teacher_outputs=answers if taught else None,
         plan=TensorPlan(layers={"head.2": "column", "head.4": "row"}),
     )
 
@@ -125,8 +145,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     size = int(os.environ["WORLD_SIZE"])
     with joined(spread("1F1B", devices=size, pipeline=size)) as group:
-        for name, (step, by) in CASES[size].items():
-            fitted = trained(step, folder / "resume", replace(group, spread=by))
+        for name, its in CASES[size].items():
+            fitted = trained(its.step, its.taught, folder / "resume", replace(group, spread=its.spread))
             write_weights(folder / name, fitted.model, group)
             write_json(folder / f"{name}-{group.rank}.json", fitted.curves)
 

@@ -47,6 +47,11 @@ def with_layer_norm() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, 10))
 
 
+def with_layers() -> nn.Module:
+    layers = (layer for _ in range(6) for layer in (nn.Linear(128, 128), nn.GELU()))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), *layers, nn.Linear(128, 10))
+
+
 def mlp() -> nn.Module:
     return MLP(input_shape=(1, 8, 8), num_outputs=10, hidden=(32, 16))
 
@@ -162,6 +167,10 @@ CASES = {
     "float16": Case(spread=ddp(compression="float16")),
     "bfloat16": Case(spread=ddp(compression="bfloat16")),
     "powersgd": Case(spread=ddp(compression="powersgd", powersgd_start=2)),
+    "powersgd of several buckets": Case(
+        model=with_layers, spread=ddp(compression="powersgd", powersgd_start=2, bucket_mb=0.05)
+    ),
+    "averaged": Case(model=with_batch_norm, spread=ddp(average_every=3)),
     "fsdp": Case(spread=fsdp()),
     "fsdp, batch normalization": Case(model=with_batch_norm, batch_size=27, spread=fsdp()),
     "fsdp, clipped": Case(step=Step(clip_norm=0.05), spread=fsdp(reshard=False)),
@@ -263,6 +272,16 @@ def together(fitted: Fitted, case: Case, folder: Path, group: Group) -> dict[str
     return whole.state_dict()
 
 
+class Weights(pl.Callback):
+    """A few of them after each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *batch: object) -> None:
+        self.steps.append(next(learner.parameters()).detach().clone())
+
+
 class Collectives(TorchDispatchMode, pl.Callback):
     """Counts those of the last step of a training, by their names."""
 
@@ -325,12 +344,14 @@ def main() -> None:
     with joined(ddp()) as group:
         for name, case in CASES.items():
             if group.size in case.sizes:
-                fitted = trained(case, folder / "resume", replace(group, spread=case.spread))
+                seen = [Weights()] if case.spread.local_steps else []
+                fitted = trained(case, folder / "resume", replace(group, spread=case.spread), callbacks=seen)
+                steps = [step for each in seen for step in each.steps]
                 whole = together(fitted, case, folder / name, group)
                 own = {key: value for key, value in fitted.model.state_dict().items() if not isinstance(value, DTensor)}
                 weights = own if group.rank else whole
                 file = folder / f"{name}-{os.environ['RANK']}.pt"
-                torch.save({"weights": weights, "curves": fitted.curves}, file)
+                torch.save({"weights": weights, "curves": fitted.curves, "steps": steps}, file)
         if group.size == 2:
             write_json(folder / f"facts-{group.rank}.json", facts(group, folder / "resume"))
 

@@ -24,6 +24,7 @@ from jobs import Job  # noqa: E402
 TWO = {"kind": "ddp", "devices": 2}
 FSDP = {"kind": "fsdp", "devices": 2, "shards": 0}
 POWERSGD = TWO | {"bucket_mb": 0.001, "compression": "powersgd", "powersgd_rank": 2, "powersgd_start": 3}
+APART = TWO | {"average_every": 4}
 STOP = 14
 PAIR = [
     Job(name="normalized", model="normalized"),
@@ -36,6 +37,9 @@ PAIR = [
     Job(name="powersgd", model="deep", spread=POWERSGD),
     Job(name="powersgd half", model="deep", spread=POWERSGD, stop=STOP),
     Job(name="powersgd rest", model="deep", spread=POWERSGD, start="powersgd half"),
+    Job(name="apart", model="normalized", spread=APART),
+    Job(name="apart half", model="normalized", spread=APART, stop=STOP),
+    Job(name="apart rest", model="normalized", spread=APART, start="apart half"),
 ]
 
 
@@ -55,7 +59,7 @@ def run(size, folder, asked):
 
 
 def weights(folder, job):
-    model = jobs.MODELS[job.split()[0].rstrip(",").replace("powersgd", "deep")]()
+    model = jobs.MODELS[read_json(folder / job / "job.json")["model"]]()
     read_weights(folder / job / "weights", model)
     return model.state_dict()
 
@@ -74,10 +78,18 @@ def pair(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("whole", "rest"), [("normalized", "normalized rest"), ("powersgd", "powersgd rest")])
-def test_goes_on_to_the_same_end_bit_for_bit(pair, whole, rest):
+@pytest.mark.parametrize("whole", ["normalized", "powersgd", "apart"])
+def test_goes_on_to_the_same_end_bit_for_bit(pair, whole):
+    rest = f"{whole} rest"
     assert difference(pair, whole, rest) == 0
     assert read_json(pair / whole / "curves.json") == read_json(pair / rest / "curves.json")
+
+
+@pytest.mark.slow
+def test_is_written_when_processes_that_go_steps_of_their_own_have_the_same_weights(pair):
+    written = [path.name for path in (pair / "apart half" / "resume").iterdir()]
+    assert written
+    assert set(written) <= {"step=8.ckpt", "step=12.ckpt"}
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def free_port():
 def host(folder, port, number):
     """torchrun as it is started on each of at most two hosts, of which the first is where they meet."""
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=5"),
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=2"),
         *("--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=training", "--monitor-interval=0.5"),
         *(f"--rdzv-conf={QUICK},is_host={number == 0}", "--local-addr=localhost", str(JOBS), str(folder)),
     ]

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from hasten.core.files import read_json
 from hasten.distributed.checkpoint import read_weights
+from hasten.distributed.pipeline import drawing
 
 RANKS = Path(__file__).with_name("pipeline_ranks.py")
 sys.path.insert(0, str(RANKS.parent))
@@ -45,21 +48,19 @@ def together(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """How a step is calculated -> what one process ends with."""
-    found = {}
+    """How a step is calculated and whether there is a teacher -> what one process ends with."""
 
-    def end(step):
-        if step not in found:
-            found[step] = pipeline_ranks.trained(step, tmp_path_factory.mktemp("alone"))
-        return found[step]
+    @cache
+    def end(step, taught):
+        return pipeline_ranks.trained(step, taught, tmp_path_factory.mktemp("alone"))
 
     return end
 
 
 @pytest.mark.parametrize(("size", "name"), PLACES)
 def test_ends_with_the_weights_and_curves_of_one_process(alone, together, size, name):
-    step, _ = pipeline_ranks.CASES[size][name]
-    wanted = alone(step)
+    case = pipeline_ranks.CASES[size][name]
+    wanted = alone(case.step, case.taught)
     weights, curves = together(size, name)
     state = wanted.model.state_dict()
     difference = max((weights[each].double() - state[each].double()).abs().max().item() for each in state)
@@ -68,3 +69,17 @@ def test_ends_with_the_weights_and_curves_of_one_process(alone, together, size, 
     for told in curves:
         for curve, values in wanted.curves.items():
             assert told[curve] == pytest.approx(values, abs=1e-5)
+
+
+def test_what_is_drawn_for_a_step_is_the_same_whatever_was_drawn_before():
+    with drawing(3, 0, 7):
+        first = torch.rand(4)
+    torch.rand(5)
+    state = torch.get_rng_state()
+    with drawing(3, 0, 7):
+        second = torch.rand(4)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
+    for others in ((3, 0, 8), (3, 1, 7), (4, 0, 7)):
+        with drawing(*others):
+            assert not torch.equal(torch.rand(4), first)

@@ -14,7 +14,9 @@ from torch.nn import functional
 from hasten.artefacts.module import forward
 from hasten.core.errors import PassError
 from hasten.core.tensor_plan import TensorPlan
-from hasten.distributed.pipeline_cut import TOLERANCE, Cut, Plain, Traced, divided, measured, planned
+from hasten.distributed.pipeline_cost import measured
+from hasten.distributed.pipeline_cut import TOLERANCE, divided, planned
+from hasten.distributed.pipeline_trace import Cut, Plain, Traced
 from hasten.models.cifar_resnet import CifarResNet
 from hasten.models.transformer import Transformer
 
@@ -167,6 +169,8 @@ def test_takes_a_cut_that_fits_and_makes_another_where_it_does_not():
     assert planned(model, inputs, 2, cut=kept).cut == kept
     assert len(planned(model, inputs, 3, cut=kept).cut.before) == 2
     assert planned(model, inputs, 2, cut=Cut(opened=(), before=("other",))).cut.before != ("other",)
+    parts = TensorPlan(layers={"layers.2": "column", "layers.3": "row"})
+    assert planned(model, inputs, 2, cut=kept, plan=parts).cut.before not in {("add",), ("layers_3",)}
 
 
 class Tied(nn.Module):

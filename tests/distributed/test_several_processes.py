@@ -18,7 +18,7 @@ ranks = sys.modules["ranks"] = module_from_spec(SPEC)
 SPEC.loader.exec_module(ranks)
 
 COMPRESSED = [name for name, case in ranks.CASES.items() if case.spread.compression != "none"]
-EXACT = [name for name in ranks.CASES if name not in COMPRESSED]
+EXACT = [name for name, case in ranks.CASES.items() if name not in COMPRESSED and not case.spread.local_steps]
 
 
 def of_sizes(names):
@@ -106,9 +106,19 @@ def test_compressed_gradients_are_the_same_everywhere_and_others_than_whole_ones
     assert difference(first["weights"], alone(name).model.state_dict()) > 1e-5
 
 
-@of_sizes(COMPRESSED)
-def test_learns_with_compressed_gradients(together, size, name):
-    share = 0.85 if name == "powersgd" else 0.7
+@of_sizes(["averaged"])
+def test_processes_with_steps_of_their_own_are_equal_after_every_average_and_at_the_end(alone, together, size, name):
+    first, other = together(size, name)[:2]
+    differences = [(one - two).abs().max().item() for one, two in zip(first["steps"], other["steps"], strict=True)]
+    averaged = [step for step, apart in enumerate(differences, 1) if apart == 0]
+    assert averaged == [3, 6, 9, 12, 15, 18, 20]
+    assert difference(first["weights"], other["weights"]) == 0  # statistics of batches among them
+    assert difference(first["weights"], alone(name).model.state_dict()) > 1e-5
+
+
+@of_sizes([*COMPRESSED, "averaged"])
+def test_learns_with_less_communication(together, size, name):
+    share = {"powersgd": 0.85, "powersgd of several buckets": 0.95}.get(name, 0.7)
     loss = together(size, name)[0]["curves"]["train_loss"]
     assert loss[-1] < share * loss[0]
 

@@ -21,6 +21,7 @@ from hydra import initialize_config_module
 
 from hasten.artefacts.module import rebuild
 from hasten.core import schema
+from hasten.core.files import read_json
 from hasten.core.interpreter import import_path
 from hasten.core.recipe import Composer
 from hasten.core.store import Store
@@ -43,6 +44,17 @@ RUN = (
 )
 SPREAD = ("distributed=ddp", "distributed.devices=2", "distributed.timeout_seconds=20")
 LIMIT_SECONDS = 900
+RELIEVE = ("compress_gradients", "average_every", "accumulate", "bucket_size")
+LOOP = (
+    "objective=training",
+    "objective.loss_steps=60",
+    "model=mlp",
+    "model.arch.hidden=[1024,1024]",
+    "trainer.threads=1",
+    f"strategy=[{','.join(RELIEVE)}]",
+    "planner.max_trials=6",
+    "tracking=none",
+)
 RANKS, PLANS, AGENT = "hasten.stages.rank", "hasten.cli", "torch.distributed.run"
 
 
@@ -92,9 +104,9 @@ class Agents:
             assert time.monotonic() < deadline, self.logs()
             time.sleep(0.1)
 
-    def wait(self) -> list[int]:
+    def wait(self, seconds: float = LIMIT_SECONDS) -> list[int]:
         """Exit codes."""
-        self.until(lambda: all(agent.poll() is not None for agent in self.started))
+        self.until(lambda: all(agent.poll() is not None for agent in self.started), seconds)
         return [agent.returncode for agent in self.started]
 
     def end(self) -> None:
@@ -154,11 +166,11 @@ def difference(store: Path, undisturbed: Path) -> float:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of a training in one process."""
+    """The store of the same training in two processes of this machine, which torchrun starts here."""
     schema.register()
     store = Store(tmp_path_factory.mktemp("one"))
     with initialize_config_module(config_module="hasten.conf", version_base="1.3"):
-        asked = Composer.of(RUN).compose()
+        asked = Composer.of([*RUN, *SPREAD]).compose()
         data = store.build(Data().ingredients(asked, {}), lambda made: Data().make(asked, {}, made, Tools()))
         inputs = {"data": data.folder}
         ingredients = Teacher().ingredients(asked, {"data": data.key})
@@ -166,30 +178,39 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store.folder
 
 
-def test_two_hosts_end_as_one_process_and_one_of_them_reports(agents: Agents, undisturbed: Path) -> None:
+def test_two_hosts_end_as_two_processes_of_one_and_one_of_them_reports(agents: Agents, undisturbed: Path) -> None:
     agents.start(*RUN, *SPREAD)
     began = time.monotonic()
     assert agents.wait() == [0, 0], agents.logs()
     away = difference(agents.store, undisturbed)
     print(f"two hosts: {time.monotonic() - began:.0f} s, difference {away:.2g}")
-    assert away <= 1e-5
+    assert away == 0
     assert len(list(agents.folder.glob("outputs/*/*/summary.json"))) == 1
     assert not [process for host in agents.hosts for process in host.processes()]
 
 
-@pytest.mark.parametrize(("whom", "host"), [(RANKS, 0), (RANKS, 1), (PLANS, 1), (PLANS, 0)])
-def test_goes_on_where_it_was_when_a_process_is_killed(agents: Agents, undisturbed: Path, whom: str, host: int) -> None:
+VICTIMS = ((RANKS, 1), (RANKS, 0), (PLANS, 1), (PLANS, 0))
+"""What runs, and on which host: processes of the training, the follower, and who plans."""
+
+
+def test_goes_on_where_it_was_whoever_is_killed(agents: Agents, undisturbed: Path) -> None:
     agents.start(*RUN, *SPREAD)
-    agents.until(lambda: written(agents.store))
+    told = [f"{whom} of host {host}: {recovery(agents, whom, host):.1f} s" for whom, host in VICTIMS]
+    agents.until(lambda: trained(agents.store))
+    away = difference(agents.store, undisturbed)
+    print(f"from the kill to the next checkpoint, {', '.join(told)}; difference {away:.2g}")
+    assert away == 0
+
+
+def recovery(agents: Agents, whom: str, host: int) -> float:
+    """Seconds from the kill of a process, once the training goes on, until there is another checkpoint."""
+    before = written(agents.store)
+    agents.until(lambda: set(written(agents.store)) - set(before) and running(agents.hosts[host], RANKS))
     (victim,) = running(agents.hosts[host], whom)
     before, killed = written(agents.store), time.monotonic()
     kill([victim])
-    agents.until(lambda: set(written(agents.store)) - set(before) and running(agents.hosts[host], RANKS))
-    recovered = time.monotonic() - killed
-    agents.until(lambda: trained(agents.store))
-    away = difference(agents.store, undisturbed)
-    print(f"{whom} of host {host} killed: trains on after {recovered:.1f} s, difference {away:.2g}")
-    assert away <= 1e-5
+    agents.until(lambda: set(written(agents.store)) - set(before))
+    return time.monotonic() - killed
 
 
 def test_goes_on_with_the_host_that_is_left(agents: Agents, undisturbed: Path) -> None:
@@ -205,7 +226,9 @@ def test_goes_on_with_the_host_that_is_left(agents: Agents, undisturbed: Path) -
     agents.until(lambda: trained(agents.store))
     away = difference(agents.store, undisturbed)
     print(f"a host lost: trains on alone after {recovered:.1f} s, difference {away:.2g}")
-    assert away <= 1e-5
+    # One process rounds otherwise than two, by 1e-7 a step, which grows over hundreds of steps with batch statistics:
+    # without any loss it ends 0.008 away from them.
+    assert away <= 0.05
 
 
 def test_ctrl_c_ends_all(agents: Agents) -> None:
@@ -224,3 +247,23 @@ def test_orphans_of_killed_agents_end(agents: Agents) -> None:
     for host in agents.hosts:
         kill(running(host, AGENT))
     agents.until(lambda: not [process for host in agents.hosts for process in host.processes()], 60)
+
+
+def test_the_loop_finds_that_communication_costs_the_time_and_what_helps(agents: Agents) -> None:
+    agents.start(*LOOP, "distributed=ddp", "launch.command=optimize")
+    assert agents.wait(4 * LIMIT_SECONDS) == [0, 0], agents.logs()
+    (file,) = (agents.folder / "outputs").glob("*/*/summary.json")
+    summary = read_json(file)
+    for trial in summary["trials"]:
+        told = trial["training"] and trial["training"]["speedup"].get("previous")
+        print(trial["number"], trial["edit"], trial["verdict"], told, trial["reason"])
+    print((agents.folder / "first.sh.log").read_text(errors="replace"))
+    profile = summary["baseline"]["step_profile"]
+    assert profile["bottleneck"] == "communication"
+    assert profile["shares"]["communication"] > 0.5
+    (reduced,) = [each for each in profile["collectives"] if each["kind"] == "all_reduce"]
+    assert reduced["num_bytes"] == 4 * (64 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10)
+    accepted = [trial for trial in summary["trials"] if trial["verdict"] == "accepted" and trial["number"] > 0]
+    assert any(trial["strategy"] in RELIEVE for trial in accepted)
+    assert summary["speedup"]["plain"]["low"] > 1
+    assert summary["best"]["training"]["loss"]["holds"]

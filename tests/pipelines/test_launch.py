@@ -17,6 +17,7 @@ from hasten import cli
 
 GOLDEN = Path(__file__).parent / "golden"
 TYPED = (
+    "model=mlp",
     "distributed=hybrid",
     "distributed.devices=8",
     "launch.nodes=4",
@@ -34,7 +35,7 @@ TYPED = (
     """name="it's $mine" """.strip(),
 )
 """The last has all that a shell would take for its own."""
-RUN = ["hasten.cli", "run", "launch.min_nodes=2", "store.folder=/hasten/store", *TYPED[13:14]]
+RUN = ["hasten.cli", "run", "launch.min_nodes=2", "store.folder=/hasten/store", "model=mlp", TYPED[-2]]
 RUN += ["trainer.epochs=3", "trainer.threads=4", "distributed=hybrid", "distributed.devices=8", TYPED[-1]]
 
 
@@ -142,7 +143,7 @@ def test_a_first_host_that_is_not_said_is_asked_for_by_the_shell(tmp_path: Path)
         (("distributed=ddp", "launch.nodes=3"), "distributed.devices=2 can't be divided by launch.nodes=3"),
         (("distributed=ddp", "launch.nodes=2", "launch.min_nodes=3"), "launch.min_nodes=3 is more than launch.nodes=2"),
         (
-            ("distributed=hybrid", "launch.nodes=4", "launch.min_nodes=2"),
+            ("model=mlp", "distributed=hybrid", "launch.nodes=4", "launch.min_nodes=2"),
             "launch.min_nodes=2 allows for 3 hosts: distributed.devices=3 can't be divided by",
         ),
         (("distributed=ddp", "launch.nodes=0"), "nodes must be an integer of at least 1, got 0 (launch.nodes)"),

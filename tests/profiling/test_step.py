@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from hasten.core.errors import MeasurementError
 from hasten.core.interfaces import StepFigures, StepOperators, StepWork
-from hasten.core.trial import BOTTLENECKS, PHASES, StepProfile
+from hasten.core.trial import BOTTLENECKS, PHASES, Collective, StepProfile
 from hasten.profiling.step import profile_step
 
 ROOFLINE: dict[str, Any] = {
@@ -84,6 +85,39 @@ def test_names_transfer_where_moving_the_batch_takes_the_time() -> None:
     found = profiled({"transfer": 3.0, "forward": 1.0}, figures(operators("forward", "convolution", 1.0, 2)))
     assert found.bottleneck == "transfer"
     assert found.evidence[0] == "75% of a step moves the batch to the device (3 ms of 4 ms)"
+
+
+def test_names_communication_where_a_step_waits_for_other_processes() -> None:
+    # 10 ms of the backward pass go by in waiting; of the other 6 ms the convolutions take what they took before.
+    reduced = Collective(kind="all_reduce", calls=2, num_bytes=4_500_000, milliseconds=12.5, waited_ms=10.0)
+    given = figures(
+        operators("backward", "convolution", 5.0, 2),
+        works=(replace(CONVOLUTIONS, phase="backward"),),
+        watched={"backward": 16.5},
+        collectives=(reduced,),
+        waiting_ms={"backward": 10.0},
+    )
+    found = profiled({"backward": 16.0, "other": 4.0}, given)
+    assert found.bottleneck == "communication"
+    assert found.shares == pytest.approx(
+        {"data": 0.0, "transfer": 0.0, "compute": 0.25, "memory": 0.0, "overhead": 0.25, "communication": 0.5}, abs=1e-3
+    )
+    assert found.evidence[0] == (
+        "50% of a step waits for other processes (10 ms of 20 ms): all_reduce moves 4.5 MB a step in 12.5 ms, 20% of "
+        "it beside calculation"
+    )
+    assert found.phases_ms["backward"] == 16.0
+    assert found.parts_ms["backward"] == pytest.approx(6.0)
+    assert found.parts_ms["communication"] == pytest.approx(10.0)
+    assert sum(found.parts_ms.values()) == pytest.approx(found.step_ms)
+
+
+def test_no_phase_waits_longer_than_it_takes() -> None:
+    reduced = Collective(kind="all_reduce", calls=1, num_bytes=4, milliseconds=9.0, waited_ms=9.0)
+    given = figures(operators("forward", "convolution", 5.0, 2), collectives=(reduced,), waiting_ms={"backward": 9.0})
+    found = profiled({"forward": 5.0, "backward": 5.0}, given)
+    assert found.shares["communication"] == pytest.approx(0.5)
+    assert sum(found.shares.values()) == pytest.approx(1)
 
 
 def test_names_compute_where_arithmetic_takes_the_time() -> None:

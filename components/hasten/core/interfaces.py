@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from annotated_types import Ge, Gt, MinLen
 
 from hasten.core.errors import ConfigError
+from hasten.core.trial import Collective
 
 if TYPE_CHECKING:
     import torch
@@ -626,6 +627,9 @@ class StepFigures:
         watched_ms: phase -> milliseconds of it in a step while its operators were timed, which takes longer.
         page_fault_us: microseconds until a page of memory that is touched for the first time is there.
         activation_bytes: kept between the passes, the most at any time of a step; without the parameters.
+        collectives: by which processes that train together tell one another.
+        waiting_ms: phase -> milliseconds of it in a step in which they were waited for, in the same steps as
+            `watched_ms`.
     """
 
     operators: tuple[StepOperators, ...]
@@ -633,6 +637,8 @@ class StepFigures:
     watched_ms: Mapping[str, float]
     page_fault_us: float
     activation_bytes: int
+    collectives: tuple[Collective, ...] = ()
+    waiting_ms: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -641,7 +647,8 @@ class StepFigures:
     def from_dict(cls, values: Mapping[str, Any]) -> StepFigures:
         operators = tuple(StepOperators(**each) for each in values["operators"])
         work = tuple(StepWork(**each) for each in values["work"])
-        return cls(**{**values, "operators": operators, "work": work})
+        collectives = tuple(Collective(**each) for each in values["collectives"])
+        return cls(**{**values, "operators": operators, "work": work, "collectives": collectives})
 
 
 Runner = Callable[..., "NDArray[Any]"]

@@ -388,28 +388,28 @@ def _distributed(config: Mapping[str, Any]) -> Iterator[str]:
     except ConfigError as error:
         yield from error.problems
         return
+    chosen = f"distributed={spread.kind}"
+    yield from _foreign(spread)
     if spread.kind == "single":
         return
-    chosen = f"distributed={spread.kind}"
     if (accelerator := config["trainer"]["accelerator"]) != "cpu":
         yield f"{chosen} can't be combined with trainer.accelerator={accelerator}: it trains on processors alone"
     if config["trainer"]["precision"] == "float16":
         yield f"{chosen} can't be combined with trainer.precision=float16: trainer.precision=bfloat16 scales no loss"
+    if spread.kind == "auto":
+        return  # what it chooses is held against the rest
     if spread.static_graph and (parts := config["trainer"]["micro_batches"]) > 1:
         yield f"distributed.static_graph=true can't be combined with trainer.micro_batches={parts}: PyTorch refuses it"
-    yield from unfit_for_stages(config, spread)
-    if config["objective"].get("optimize") == TRAINING:
-        yield f"{chosen} can't be combined with objective=training, which measures one process: distributed=single"
-    yield from _foreign(spread)
     if spread.cpu_offload:
         yield "distributed.cpu_offload=true moves nothing: trainer.accelerator=cpu has all in the processor's memory"
     if spread.kind in ("fsdp", "hybrid") and (layout := config["trainer"]["layout"]) != "contiguous":
         yield f"{chosen} can't be combined with trainer.layout={layout}: PyTorch divides weights that are contiguous"
+    yield from unfit_for_stages(config, spread)
     yield from _tensor(config, spread)
 
 
 _OWN_KNOBS: Mapping[str, tuple[str, ...]] = {
-    "ddp": ("static_graph", "unused_parameters", "compression", "average_every"),
+    "ddp": ("static_graph", "unused_parameters", "compression", "average_every", "bucket_mb"),
     "fsdp": ("reduce_precision", "reshard"),
     "tensor": ("sequence_parallel",),
 }

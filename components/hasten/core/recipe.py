@@ -205,6 +205,15 @@ class Composer:
         overrides = normalise([*final, *(f"{key}={_typed(value)}" for key, value in said.items())])
         return Recipe(overrides=overrides, config={str(key): value for key, value in values.items()})
 
+    def typed(self, group: str) -> tuple[str, ...]:
+        """Knobs of a group that the user typed."""
+        keys = (text.lstrip("+~").partition("=")[0] for text in self.base)
+        return tuple(key.removeprefix(f"{group}.") for key in keys if key.startswith(f"{group}."))
+
+    def settled(self, overrides: Iterable[str]) -> Composer:
+        """The same user, who has typed these instead of what they replace."""
+        return Composer(base=normalise([*self.base, *overrides]), walk=self.walk)
+
     def left_to_the_machine(self) -> tuple[str, ...]:
         """Overrides that say what the user's own recipe leaves to the machine at hand."""
         said = self._said_by_the_machine(self._config([*self.base, *self.walk]))

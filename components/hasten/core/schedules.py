@@ -59,8 +59,8 @@ def unfit_for_stages(config: Mapping[str, Any], spread: Distributed) -> Iterator
             f"{chosen} can't be combined with distributed.shards={shape.shards}, which collects gradients in backward "
             "passes that it divides: distributed.schedule=1F1B, or shards=1"
         )
-    if schedule in WEIGHTS_APART and (mode := trainer["compile"]) != "none":
-        yield f"{chosen} can't be combined with trainer.compile={mode}, whose backward passes can't be divided"
+    if (mode := trainer["compile"]) != "none":
+        yield f"{pipeline} can't be combined with trainer.compile={mode}, which compiles one stage after the other"
     if (budget := trainer["activation_budget_mb"]) is not None:
         yield f"{pipeline} can't be combined with trainer.activation_budget_mb={budget:g}: no process has all layers"
     if spread.sequence_parallel:

@@ -196,7 +196,7 @@ class Distributed:
             `fsdp`: as ddp, but parameters, gradients and optimizer states are divided (Zhao et al. 2023). `tensor`:
             layers are divided (Shoeybi et al. 2019). `pipeline`: the sequence of layers is (Huang et al. 2019).
             `hybrid`: all of these on one mesh. `auto`: what fits and is expected to take the least time.
-        devices: processes, each with `trainer.threads` threads.
+        devices: processes, each with `trainer.threads` threads; 0, of auto: as many as there are cores for.
         pipeline: processes among which the sequence of layers is divided; 0: all that are left.
         shards: processes among which parameters are divided by fsdp; 0: all that are left. Where it is fewer than
             there are, groups of so many have a copy each.
@@ -211,7 +211,9 @@ class Distributed:
         powersgd_rank: columns of these matrices.
         powersgd_start: steps before the first that is compressed by PowerSGD.
         average_every: steps after which processes average their parameters, in place of every step's gradients (local
-            SGD, Stich 2019); 1: gradients, at every step. Of ddp.
+            SGD, Stich 2019); 1: gradients, at every step. Of ddp. Between them each goes by its own rows, to which
+            clipping and batch normalization keep too. The moments of its optimizer are never averaged, and a checkpoint
+            has those of the first: what goes on from it ends otherwise than it would have, as with other seeds.
         reduce_precision: of gradients while fsdp sums them.
         cpu_offload: what fsdp divides lies in the processor's memory while it is not used.
         reshard: fsdp divides the parameters of a block again after its forward pass, and collects them once more for
@@ -224,10 +226,11 @@ class Distributed:
         mtbf_hours: mean time between failures of any of the processes, by which the interval of checkpoints is chosen
             from what one costs (Young 1974; Daly 2006); None: `callbacks.checkpoint_seconds`.
         bandwidth_mbit: between two processes, 10^6 bits per second; None: what is measured.
+        memory_limit_mb: of each process, 1 MB = 10^6 bytes, by which auto chooses; None: what is free is shared.
     """
 
     kind: Spread = "single"
-    devices: Annotated[int, Ge(1)] = 1
+    devices: Annotated[int, Ge(0)] = 1
     pipeline: Annotated[int, Ge(0)] = 1
     shards: Annotated[int, Ge(0)] = 1
     tensor: Annotated[int, Ge(0)] = 1
@@ -248,22 +251,38 @@ class Distributed:
     max_restarts: Annotated[int, Ge(0)] = 3
     mtbf_hours: Annotated[float, Gt(0)] | None = None
     bandwidth_mbit: Annotated[float, Gt(0)] | None = None
+    memory_limit_mb: Annotated[float, Gt(0)] | None = None
 
     def __post_init__(self) -> None:
+        if self.kind == "auto":
+            return  # what it is to be is checked when it has been chosen
+        if self.devices == 0:
+            raise ConfigError(
+                f"distributed.devices=0 leaves their number to distributed=auto, and distributed={self.kind} needs one"
+            )
         if self.kind == "single" and self.devices > 1:
             raise ConfigError(
                 f"distributed=single is one process, and distributed.devices={self.devices}: distributed=ddp spreads a "
                 "training over several"
             )
+        if self.local_steps and self.compression != "none":
+            raise ConfigError(
+                f"distributed.average_every={self.average_every} sends no gradients that distributed.compression="
+                f"{self.compression} could compress: one of them"
+            )
         dividing = _DIVIDING.get(self.kind, ())
-        if self.kind != "auto":
-            for knob in ("pipeline", "shards", "tensor"):
-                if knob not in dividing and (given := getattr(self, knob)) != 1:
-                    raise ConfigError(
-                        f"distributed.{knob}={given} is none of distributed={self.kind}'s: distributed=hybrid combines "
-                        "pipeline, shards and tensor"
-                    )
+        for knob in ("pipeline", "shards", "tensor"):
+            if knob not in dividing and (given := getattr(self, knob)) != 1:
+                raise ConfigError(
+                    f"distributed.{knob}={given} is none of distributed={self.kind}'s: distributed=hybrid combines "
+                    "pipeline, shards and tensor"
+                )
         self.mesh(self.devices)
+
+    @property
+    def local_steps(self) -> bool:
+        """Whether processes take steps by their own rows, and average their parameters now and then."""
+        return self.average_every > 1
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Distributed:
@@ -310,7 +329,7 @@ class Distributed:
 
 _EXACT = {"compression": "none", "average_every": 1, "reduce_precision": "float32"}
 """Knobs of `distributed` with the values that leave gradients as they are."""
-_RUNNING = ("timeout_seconds", "max_restarts", "mtbf_hours", "bandwidth_mbit")
+_RUNNING = ("timeout_seconds", "max_restarts", "mtbf_hours", "bandwidth_mbit", "memory_limit_mb")
 """Knobs of `distributed` that leave the result of a training as it is."""
 
 

@@ -137,7 +137,8 @@ class Evaluation:
 
 BOTTLENECKS = ("compute", "memory", "overhead", "capacity", "data", "transfer", "communication")
 """compute: arithmetic; memory: bandwidth; overhead: time that neither explains; capacity: bytes against the limits.
-Of a training step also data: waiting for the next batch; transfer: to the device; communication: between devices."""
+Of a training step also data: waiting for the next batch; transfer: to the device; communication: waiting for what other
+processes tell."""
 
 PHASES = ("data", "transfer", "forward", "backward", "optimizer", "other")
 """Parts of a training step, one after the other: waiting for the batch, moving it to the device, forward pass with the
@@ -226,6 +227,31 @@ class Diagnosis(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Collective:
+    """All calls of one kind by which processes that train together tell one another in a step.
+
+    Attributes:
+        kind: as the backend carries it out, such as `all_reduce`; gloo does a reduce_scatter as one.
+        calls: in a step.
+        num_bytes: of the tensors that one process gives or takes. Of what an all_reduce among N is given, a process
+            sends 2 (N - 1) / N (Patarasuk and Yuan 2009).
+        milliseconds: in which at least one is on its way, waiting for slower processes included.
+        waited_ms: of these, in which the training waits for them; in the others it calculates.
+    """
+
+    kind: str
+    calls: float
+    num_bytes: int
+    milliseconds: float
+    waited_ms: float
+
+    @property
+    def hidden(self) -> float:
+        """Share of its time that lies beside calculation."""
+        return 1 - self.waited_ms / self.milliseconds if self.milliseconds > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepProfile:
     """Where a training step's time goes, and the bottleneck that follows from it.
 
@@ -237,6 +263,8 @@ class StepProfile:
         bottleneck: the class that holds the most time, or `capacity` where a memory limit is broken.
         evidence: sentences with the figures that say so.
         operators: of the forward and backward passes and the update, summed over one step.
+        collectives: by which processes that train together tell one another.
+        waiting_ms: phase -> milliseconds of it in which they are waited for.
     """
 
     step_ms: float
@@ -245,6 +273,14 @@ class StepProfile:
     bottleneck: str
     evidence: tuple[str, ...]
     operators: tuple[OperatorGroup, ...] = ()
+    collectives: tuple[Collective, ...] = ()
+    waiting_ms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def parts_ms(self) -> dict[str, float]:
+        """The phases without what they wait for other processes and, where there are any, that: `communication`."""
+        own = {name: time_ms - self.waiting_ms.get(name, 0.0) for name, time_ms in self.phases_ms.items()}
+        return own | ({"communication": sum(self.waiting_ms.values())} if self.collectives else {})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -29,18 +29,25 @@ class SynchronizedBatchNorm(_BatchNorm):
         axes = [0, *range(2, input.ndim)]
         values = input.float()
         count = values.new_tensor([input.numel() / input.shape[1]])  # bfloat16 can't hold it from 257 on
-        total = _Total.of(torch.cat([values.sum(axes), count]), self.rows_group)
-        mean, number = total[:-1] / total[-1], float(total[-1].detach())
+        total = self._total(torch.cat([values.sum(axes), count]))
+        mean, number = total[:-1] / total[-1], self._number(total[-1])
         if number == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.shape}")
         # The squares of differences, not the difference of squares, which would cancel.
         centred = values - _along_channels(mean, input)
-        variance = _Total.of(centred.square().sum(axes), self.rows_group) / number
+        variance = self._total(centred.square().sum(axes)) / number
         self._follow(mean.detach(), variance.detach() * number / (number - 1))
         scaled = centred * _along_channels(torch.rsqrt(variance + self.eps), input)
         if self.affine:
             scaled = scaled * _along_channels(self.weight, input) + _along_channels(self.bias, input)
         return scaled.to(input.dtype)
+
+    def _total(self, values: Tensor) -> Tensor:
+        """Sum over the processes."""
+        return _Total.of(values, self.rows_group)
+
+    def _number(self, count: Tensor) -> float:
+        return float(count.detach())
 
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
         """Moves the running statistics, as `nn.BatchNorm2d` does."""
@@ -53,6 +60,16 @@ class SynchronizedBatchNorm(_BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of dimensions from 2 on."""
+
+
+class UnaskedBatchNorm(SynchronizedBatchNorm):
+    """The same layer where nothing is calculated and there is nobody to ask: the other processes have no rows."""
+
+    def _total(self, values: Tensor) -> Tensor:
+        return values.clone()
+
+    def _number(self, count: Tensor) -> float:
+        return 2.0
 
 
 def synchronize(model: nn.Module, group: Group) -> dict[nn.Module, type[nn.Module]]:

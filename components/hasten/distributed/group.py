@@ -18,6 +18,7 @@ from hasten.core.errors import ConfigError
 from hasten.core.sections import Distributed, MeshShape
 
 T = TypeVar("T")
+_AGES = timedelta(days=365)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +96,24 @@ class Group:
         dist.all_gather_object(found, value)
         return found
 
-    def agreed(self, value: T) -> T:
-        """What the first process gives."""
+    def agreed(self, value: T, group: dist.ProcessGroup | None = None) -> T:
+        """What the first process gives.
+
+        Args:
+            group: by which it is told, such as `patient()`.
+        """
         told = [value]
-        dist.broadcast_object_list(told, 0)
+        dist.broadcast_object_list(told, 0, group=group)
         return told[0]
+
+    def meet(self) -> None:
+        """Goes on when all are here."""
+        dist.barrier()
+
+    def patient(self) -> dist.ProcessGroup:
+        """The same processes, for what may be waited for as long as it takes; made by all at the same time."""
+        made: dist.ProcessGroup = dist.new_group(timeout=_AGES)
+        return made
 
 
 @contextmanager

@@ -13,13 +13,15 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
+from torch.distributed.tensor import DTensor
 
 from hasten.core.errors import PassError
 from hasten.core.files import read_json, write_json
 from hasten.core.schedules import TWO_STAGES, WEIGHTS_APART, num_stages, stages_of
 from hasten.core.tensor_plan import WHOLE, TensorPlan
 from hasten.distributed.group import Group
-from hasten.distributed.pipeline_cut import Cut, Plan, Traced, planned
+from hasten.distributed.pipeline_cut import Plan, planned
+from hasten.distributed.pipeline_trace import Cut, Traced
 from hasten.distributed.sharded import sharded
 
 CUT = "cut.json"
@@ -96,11 +98,11 @@ class Pipeline:
         micro_batches: of a step.
         inside: the context of forward passes, such as autocast.
         laid_out: gives a tensor that a stage takes the layout that its kernels like.
-        run: calls a stage, for example compiled.
         seed: of random changes of inputs.
 
     Attributes:
         part: the modules of this process' stages under their names in the model.
+        told: a sentence about where it is cut.
     """
 
     def __init__(
@@ -113,13 +115,15 @@ class Pipeline:
         micro_batches: int,
         inside: Context = nullcontext,
         laid_out: Callable[[Tensor], Tensor] = lambda values: values,
-        run: Callable[..., Any] = lambda stage, *values: stage(*values),
         seed: int = 0,
     ) -> None:
         self._group, self._seed = group, seed
         schedule, processes = group.spread.schedule, group.shape.pipeline
         traced = Traced(model, names, plan.cut.opened)
         borders, graphs = traced.borders(plan.cut), traced.stages(plan.cut, plan.given)
+        self.told = (
+            f"The layers are in {len(graphs)} stages, cut before {', '.join(plan.cut.before)} (names of blocks)."
+        )
         self._held = stages_of(schedule, processes, group.stage_rank)
         self.part = _part(model, [graphs[number] for number in self._held])
         self._neighbours = group.mesh["pipeline"].get_group()
@@ -131,7 +135,6 @@ class Pipeline:
                 last=number == len(graphs) - 1,
                 inside=inside,
                 laid_out=laid_out,
-                run=run,
             )
             for number in self._held
         ]
@@ -165,8 +168,8 @@ class Pipeline:
         if self._group.shape.shards > 1:
             for stage in self._modules:
                 graph = stage.graph
-                targets = dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-                leaves = {graph.get_submodule(target) for target in targets}
+                targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
+                leaves = dict.fromkeys(map(graph.get_submodule, targets))
                 large = [leaf for leaf in leaves if any(each.ndim > 1 for each in leaf.parameters())]
                 sharded(stage, self._group, [[leaf] for leaf in large])
 
@@ -211,7 +214,7 @@ class Pipeline:
         number = shape.data
         if number == 1 or shape.shards > 1:  # those are averaged while the backward pass goes on
             return
-        gradients = [each.grad for each in self.part.parameters() if each.grad is not None]
+        gradients = [_local(each.grad) for each in self.part.parameters() if each.grad is not None]
         for bucket in _buckets(gradients, int(self._group.spread.bucket_mb * 2**20)):
             flat = torch.cat([each.flatten() for each in bucket])
             dist.all_reduce(flat, group=self._group.rows_group)
@@ -219,13 +222,18 @@ class Pipeline:
             for each, mean in zip(bucket, torch.split(flat, [each.numel() for each in bucket]), strict=True):
                 each.copy_(mean.view_as(each))
 
-    @contextmanager
-    def same_draws(self, step: int) -> Iterator[None]:
+    def same_draws(self, step: int) -> AbstractContextManager[None]:
         """Where all processes of the pipeline draw the same from torch's generator, which is left as it was."""
-        drawn = np.random.SeedSequence([self._seed, self._group.rows_rank, step]).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(drawn[0] % 2**63))
-            yield
+        return drawing(self._seed, self._group.rows_rank, step)
+
+
+@contextmanager
+def drawing(*numbers: int) -> Iterator[None]:
+    """Where torch's generator gives what belongs to these numbers, whatever was drawn before; it is left as it was."""
+    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed[0] >> np.uint64(1)))
+        yield
 
 
 class _Stage(PipelineStage):
@@ -258,18 +266,17 @@ class _StageModule(nn.Module):
         last: bool,
         inside: Context,
         laid_out: Callable[[Tensor], Tensor],
-        run: Callable[..., Any],
     ) -> None:
         super().__init__()
         self.graph = graph
         self._overwrites, self._apart, self._last = overwrites, apart, last
-        self._inside, self._laid_out, self._run = inside, laid_out, run
+        self._inside, self._laid_out = inside, laid_out
 
     def forward(self, *values: Tensor) -> Any:
         if self._overwrites:
             values = tuple(value.clone() for value in values)
         with self._inside():
-            outputs = self._run(self.graph, *map(self._laid_out, values))
+            outputs = self.graph(*map(self._laid_out, values))
         if self._last:
             return outputs.float()
         return tuple(self._own(output, values) for output in outputs)
@@ -312,6 +319,11 @@ def _add(part: nn.Module, model: nn.Module, name: str) -> None:
         place.register_parameter(last, value)
     elif isinstance(value, Tensor):
         place.register_buffer(last, value, persistent=last not in original._non_persistent_buffers_set)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this process has of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _buckets(tensors: Sequence[Tensor], size_bytes: int) -> Iterator[list[Tensor]]:

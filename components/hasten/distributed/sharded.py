@@ -39,7 +39,7 @@ def sharded(model: nn.Module, group: Group, separate: Iterable[Sequence[nn.Modul
     reduced = None if spread.reduce_precision == "float32" else getattr(torch, spread.reduce_precision)
     policy = MixedPrecisionPolicy(reduce_dtype=reduced)
     model.register_forward_hook(_own)
-    for block in _separate(model) if separate is None else separate:
+    for block in apart(model) if separate is None else separate:
         block[-1].register_forward_hook(_own)
         fully_shard(list(block), mesh=mesh, mp_policy=policy, reshard_after_forward=spread.reshard)
     whole: FSDPModule = fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -63,7 +63,7 @@ def _own(module: nn.Module, arguments: Any, output: Any) -> Any:
     return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 
 
-def _separate(model: nn.Module) -> list[Sequence[nn.Module]]:
+def apart(model: nn.Module) -> list[Sequence[nn.Module]]:
     """Blocks that have matrices, of which none is shared with other parts of the model."""
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
 

@@ -48,7 +48,8 @@ class GroupStrategy(DDPStrategy):  # type: ignore[misc]
         """Begins to write a checkpoint; `writing` goes on with it."""
         of_model, others = divided(checkpoint["state_dict"])
         tensors = {_MODEL + name: tensor for name, tensor in of_model.items()}
-        tensors |= optimizer_tensors(self.lightning_module, self.optimizers)
+        of_optimizers = optimizer_tensors(self.lightning_module, self.optimizers)
+        tensors |= of_optimizers
         own, common = {}, {}
         for callback in self.lightning_module.trainer.callbacks:
             key = callback.state_key
@@ -67,7 +68,10 @@ class GroupStrategy(DDPStrategy):  # type: ignore[misc]
             "callbacks": common,
             "optimizer_states": [optimizer_settings(optimizer) for optimizer in self.optimizers],
         }
-        self.writing.start(Path(filepath), State(tensors=tensors, own={"callbacks": own}, common=told))
+        # Where processes go steps of their own, they average their weights, and never what their optimizers know.
+        apart = dict(of_optimizers) if self._group.spread.average_every > 1 else {}
+        of_process = {"callbacks": own, "optimizers": apart}
+        self.writing.start(Path(filepath), State(tensors=tensors, own=of_process, common=told))
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Fills the model and the optimizer, and gives what else Lightning wants to know.
@@ -77,7 +81,7 @@ class GroupStrategy(DDPStrategy):  # type: ignore[misc]
         """
         folder, module = Path(checkpoint_path), self.lightning_module
         checkpoint: dict[str, Any] = read_index(folder)["common"]
-        own, _ = read_own(folder, self._group)
+        own, as_before = read_own(folder, self._group)
         written = names(folder)
         of_optimizers = room(module, written)
         of_model, _ = divided(module.state_dict())
@@ -90,6 +94,8 @@ class GroupStrategy(DDPStrategy):  # type: ignore[misc]
                         if (full := _Shares.name(key, field, name)) in written:
                             tensors[full] = kept[field][name] = torch.zeros_like(tensor)
         load(folder, tensors)
+        if as_before:
+            of_optimizers |= own["optimizers"]
         for optimizer, settings in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             restore_optimizer(module, optimizer, of_optimizers, settings)
         checkpoint["lr_schedulers"] = [

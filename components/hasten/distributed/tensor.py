@@ -60,6 +60,42 @@ def divide(model: nn.Module, plan: TensorPlan, group: Group, rows: Mapping[str, 
     _compare(whole, model, rows, plan)
 
 
+def localize(model: nn.Module, plan: TensorPlan, size: int) -> list[nn.Module]:
+    """Makes of a model in place what one of so many processes calculates, with nobody to sum with: for its sizes alone.
+
+    Along the sequence nothing is divided.
+
+    Returns:
+        Modules whose outputs are summed or put together, and as much of gradients in the backward pass.
+
+    Raises:
+        ConfigError: the plan does not fit the model.
+    """
+    if problems := [*plan.problems(tensor=size, sequence_parallel=False)]:
+        raise ConfigError(*problems)
+    network = inner(model)
+    chosen = _chosen(network, plan, sequence_parallel=False)
+    _check(network, chosen, plan, size)
+    summed = []
+    for name, word in chosen.items():
+        module = network.get_submodule(name)
+        if word == "shared":
+            continue
+        if word != "column":
+            summed.append(module)
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        along = 1 if word == "row" else 0
+        module.weight = nn.Parameter(weight.detach().chunk(size, along)[0].clone(), weight.requires_grad)
+        if word.startswith("column") and isinstance(bias := module.bias, Tensor):
+            module.bias = nn.Parameter(bias.detach().chunk(size)[0].clone(), bias.requires_grad)
+        if word == "column_gathered":
+            module.register_forward_hook(lambda _, arguments, output: torch.cat([output] * size, -1))
+        elif word in ("row", "embedding"):
+            module.register_forward_hook(lambda _, arguments, output: output.clone())
+    return summed
+
+
 def _chosen(network: nn.Module, plan: TensorPlan, *, sequence_parallel: bool) -> dict[str, str]:
     """Name of a module -> word of the plan that stands for it now."""
     names = [name for name, _ in network.named_modules() if name]

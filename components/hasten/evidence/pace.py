@@ -6,8 +6,8 @@ its turn. The blocks are kept as they were measured, so that a stored measuremen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import ceil, sqrt
 from time import monotonic, sleep
@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from annotated_types import Ge, Gt, Interval
 
+from hasten.core.errors import EngineError
 from hasten.core.memory import anonymous_bytes
 from hasten.core.trial import Interval as Estimate
 from hasten.evidence.bounds import bootstrap_ratio, percentile_interval, rate_interval, widened
@@ -61,6 +62,25 @@ class PaceProtocol:
     launch_sd: Annotated[float, Interval(ge=0, lt=1)] = 0.01
 
 
+class Companions(NamedTuple):
+    """The other processes of a training in several.
+
+    Attributes:
+        environment: variables by which the first process meets them.
+        pids: of those on this machine.
+        told: what became of one that has died, one clause; empty where all live.
+    """
+
+    environment: Mapping[str, str]
+    pids: Sequence[int]
+    told: Callable[[], str]
+
+
+def alone() -> AbstractContextManager[Companions]:
+    """Of a training in one process."""
+    return nullcontext(Companions({}, (), str))
+
+
 class Training(NamedTuple):
     """One that takes part.
 
@@ -70,12 +90,16 @@ class Training(NamedTuple):
         threads: that it calculates with.
         settle: steps at the start of a block that are not counted: as many as its loader had the time to prepare while
             others had their turn.
+        arguments: of the module's command line.
+        companions: starts the processes that train with it, for the length of a `with` block.
     """
 
     module: str
     spec: Spec
     threads: int
     settle: int = 1
+    arguments: Sequence[str] = ()
+    companions: Callable[[], AbstractContextManager[Companions]] = alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,10 +189,7 @@ def measure(
     assert CANDIDATE in trainings
     with ExitStack() as stack:
         stack.enter_context(measuring_alone())
-        trainees = {
-            name: stack.enter_context(Trainee(training.module, training.threads))
-            for name, training in trainings.items()
-        }
+        trainees = {name: stack.enter_context(Trainee.of(training)) for name, training in trainings.items()}
         begun = {name: trainee.begin(trainings[name].spec) for name, trainee in trainees.items()}
         settle = {name: training.settle for name, training in trainings.items()}
         rounds = _Rounds(trainees=trainees, settle=settle, protocol=protocol, seed=seed)
@@ -177,19 +198,47 @@ def measure(
 
 
 class Trainee:
-    """A training in a process of its own, for the length of a `with` block; raises EngineError as `Process.ask`."""
+    """A training in a process of its own, for the length of a `with` block; raises EngineError as `Process.ask`.
 
-    def __init__(self, module: str, threads: int) -> None:
-        self.process = Process(module, threads=threads)
+    Args:
+        module, threads, arguments, companions: as of `Training`.
+
+    Attributes:
+        companions: that train with it, once it is entered.
+        memory_bytes: the most that all its processes on this machine took, as seen after its steps.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        threads: int,
+        arguments: Sequence[str] = (),
+        companions: Callable[[], AbstractContextManager[Companions]] = alone,
+    ) -> None:
+        self._module, self._threads, self._arguments, self._start = module, threads, arguments, companions
         self.memory_bytes = 0
+
+    @classmethod
+    def of(cls, training: Training) -> Trainee:
+        return cls(training.module, training.threads, training.arguments, training.companions)
 
     def __enter__(self) -> Trainee:
         self._started = monotonic()
-        self.process.__enter__()
+        with ExitStack() as stack:
+            self.companions = stack.enter_context(self._start())
+            self.process = stack.enter_context(
+                Process(
+                    self._module,
+                    threads=self._threads,
+                    arguments=self._arguments,
+                    environment=self.companions.environment,
+                )
+            )
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.process.__exit__(*error)
+        self._stack.__exit__(*error)
 
     def begin(self, spec: Spec) -> dict[str, Any]:
         """Starts the training; `batch_size`, `start_seconds` and `notes` once its first step is done."""
@@ -199,7 +248,8 @@ class Trainee:
     def steps(self, number: int) -> list[float]:
         """Milliseconds of each of the next steps."""
         answer: list[float] = self._ask("steps", number=number)
-        self.memory_bytes = max(self.memory_bytes, anonymous_bytes(self.process.pid))
+        pids = (self.process.pid, *self.companions.pids)
+        self.memory_bytes = max(self.memory_bytes, sum(map(anonymous_bytes, pids)))
         return answer
 
     def profile(self, spec: Spec, *, warm_up: int, steps: int) -> dict[str, Any]:
@@ -215,7 +265,12 @@ class Trainee:
 
     def _ask(self, what: str, **arguments: Any) -> Any:
         timeout = START_SECONDS if what in ("begin", "losses", "profile") else BLOCK_SECONDS
-        return self.process.ask(what, arguments, timeout=timeout, knob="a training step that hangs", pause=0.5)
+        try:
+            return self.process.ask(what, arguments, timeout=timeout, knob="a training step that hangs", pause=0.5)
+        except EngineError as error:
+            if told := self.companions.told():  # what the first process says of that is that nobody answers
+                raise EngineError(f"{error}; {told}") from error
+            raise
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from pathlib import Path
@@ -57,6 +57,30 @@ def serving_environment(threads: int) -> dict[str, str]:
     }
 
 
+def command(module: str, arguments: Sequence[str] = ()) -> list[str]:
+    """That runs a module of the parent's import path, with nothing put before it."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def measured_environment(threads: int) -> dict[str, str]:
+    """The parent's environment variables with those of `serving_environment`."""
+    return {**os.environ, **serving_environment(threads), "PYTHONPATH": import_path()}
+
+
+def expendable(pid: int) -> None:
+    """Where memory runs out before anybody looks, the kernel shall take this process and not its parent."""
+    with suppress(OSError):  # it has died already, or there is no /proc
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+
+
+def last_lines(written: IO[bytes]) -> str:
+    """What a process, or a library in it, wrote last into its standard error."""
+    size = written.seek(0, os.SEEK_END)
+    written.seek(max(0, size - _TAIL_BYTES))
+    lines = [line.strip() for line in written.read().decode(errors="replace").splitlines() if line.strip()]
+    return " | ".join(lines[-_TAIL_LINES:])
+
+
 class Timing(NamedTuple):
     """A block of requests.
 
@@ -80,12 +104,23 @@ class Process:
         cpus: that it is confined to; none for all that its parent may use.
         memory_limit_mb: resident set of the process and its children, 1 MB = 10^6 bytes; None for `FREE_SHARE` of what
             this machine, or its control group, has free when the process starts.
+        arguments: of the module's command line.
+        environment: variables that the parent does not have, or has otherwise.
     """
 
     def __init__(
-        self, module: str, *, threads: int, cpus: Collection[int] = (), memory_limit_mb: float | None = None
+        self,
+        module: str,
+        *,
+        threads: int,
+        cpus: Collection[int] = (),
+        memory_limit_mb: float | None = None,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.module = module
+        self.arguments = arguments
+        self.environment = environment or {}
         self.threads = threads
         self.cpus = cpus
         self.memory_limit_mb = memory_limit_mb
@@ -95,21 +130,18 @@ class Process:
         self._ended_here = False
         self._stderr: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            # -P: its import path is the parent's, with nothing put before it.
-            [sys.executable, "-P", "-m", self.module],
+            command(self.module, self.arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             bufsize=0,
-            env={**os.environ, **serving_environment(self.threads), "PYTHONPATH": import_path()},
+            env={**measured_environment(self.threads), **self.environment},
             start_new_session=True,
         )
         if self.cpus:
             # Before it has threads, and before an engine counts the CPUs: it finds a machine of the target's size.
             os.sched_setaffinity(self._process.pid, self.cpus)
-        with suppress(OSError):  # it has died already, or there is no /proc
-            # Where memory runs out before anybody looks, the kernel shall take the engine and not its parent.
-            Path(f"/proc/{self._process.pid}/oom_score_adj").write_text("1000")
+        expendable(self._process.pid)
         return self
 
     def __exit__(
@@ -201,11 +233,8 @@ class Process:
         return EngineError(f"the process died of {cause} during {_doing(what, arguments)}{self._tail()}")
 
     def _tail(self) -> str:
-        """The last lines that the worker, or a library in it, wrote."""
-        size = self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(0, size - _TAIL_BYTES))
-        lines = [line.strip() for line in self._stderr.read().decode(errors="replace").splitlines() if line.strip()]
-        return f": {' | '.join(lines[-_TAIL_LINES:])}" if lines else ""
+        said = last_lines(self._stderr)
+        return f": {said}" if said else ""
 
     def _kill(self) -> None:
         """Ends the worker and whatever it started (a compiler); nothing in it is worth an orderly end."""

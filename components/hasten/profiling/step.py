@@ -3,6 +3,8 @@
 The split, of the mean step on the training's own clock:
 
 - Waiting for the batch is `data`, moving it to the device is `transfer`.
+- Waiting for what other processes tell is `communication`, as long as under the profiler, in whichever phase it lies.
+  What is told while the training calculates costs nothing. All below is about what is left of the phases.
 - A profiler slows down what it watches, and what it slows down is the launching of operators, not their work. So the
   time of each kind of operators under the profiler, less what so many of them take there with nothing to do, is taken
   for their work, in milliseconds as they are; what exceeds the clock's time of its phase is scaled down to that.
@@ -32,7 +34,7 @@ from numpy.typing import NDArray
 
 from hasten.core.errors import MeasurementError
 from hasten.core.interfaces import StepFigures, StepOperators, StepWork
-from hasten.core.trial import PHASES, OperatorGroup, StepProfile
+from hasten.core.trial import PHASES, Collective, OperatorGroup, StepProfile
 from hasten.profiling.bottleneck import REACHABLE
 from hasten.profiling.roofline import Roofs
 from hasten.profiling.told import told_size, told_time
@@ -84,20 +86,28 @@ class _Split:
     """Where a step goes.
 
     Attributes:
+        phases_ms: without what they wait for other processes.
+        waiting_ms: phase -> that.
         python_ms: between the operators of the passes and of the update.
         delay_ms: that the loader's processes took from the step while it calculated, a part of all its other times.
     """
 
     phases_ms: Mapping[str, float]
+    waiting_ms: Mapping[str, float]
     kinds: tuple[_Kind, ...]
     python_ms: float
     delay_ms: float
     num_faults: float
     activation_bytes: int
+    collectives: tuple[Collective, ...]
 
     @property
     def step_ms(self) -> float:
-        return sum(self.phases_ms.values())
+        return sum(self.phases_ms.values()) + self.communication_ms
+
+    @property
+    def communication_ms(self) -> float:
+        return sum(self.waiting_ms.values())
 
     @property
     def calls(self) -> float:
@@ -121,6 +131,8 @@ class _Split:
         delayed = self.delay_ms / sum(working.values()) if self.delay_ms else 0.0
         parts = {**waiting, **{name: part * (1 - delayed) for name, part in working.items()}}
         parts["data"] += self.delay_ms
+        if self.collectives:
+            parts["communication"] = self.communication_ms
         return {name: part / self.step_ms for name, part in parts.items()}
 
     def largest(self, bottleneck: str) -> _Kind | None:
@@ -152,8 +164,8 @@ def profile_step(
         memory_limit_bytes: on them; None for none.
 
     Returns:
-        Shares of data, transfer, compute, memory and overhead, which sum to 1, and where the limit is broken also of
-        capacity: the share of the bytes that has to go.
+        Shares of data, transfer, compute, memory, overhead and, of several processes, communication, which sum to 1,
+        and where the limit is broken also of capacity: the share of the bytes that has to go.
 
     Raises:
         MeasurementError: there is no step, or no operator of one.
@@ -162,8 +174,9 @@ def profile_step(
         raise MeasurementError("a training step can't be profiled without the time of at least one")
     if not figures.operators:
         raise MeasurementError("the profiler saw no operators, so that a training step can't be split")
+    mean_ms = dict(zip(PHASES, phases_ms.mean(axis=0).tolist(), strict=True))
     split = _split(
-        dict(zip(PHASES, phases_ms.mean(axis=0).tolist(), strict=True)),
+        mean_ms,
         float(page_faults.mean()),
         0.0 if delays_ms is None else float(delays_ms.mean()),
         figures,
@@ -178,17 +191,21 @@ def profile_step(
         evidence.insert(0, _capacity(memory_bytes, memory_limit_bytes, split))
     return StepProfile(
         step_ms=split.step_ms,
-        phases_ms=split.phases_ms,
+        phases_ms=mean_ms,
         shares=shares,
         bottleneck=bottleneck,
         evidence=tuple(evidence),
         operators=tuple(_group(kind, split.step_ms) for kind in split.kinds),
+        collectives=split.collectives,
+        waiting_ms=split.waiting_ms,
     )
 
 
 def _split(
-    phases_ms: Mapping[str, float], num_faults: float, delay_ms: float, figures: StepFigures, roofs: Roofs
+    whole_ms: Mapping[str, float], num_faults: float, delay_ms: float, figures: StepFigures, roofs: Roofs
 ) -> _Split:
+    waiting_ms = {name: min(figures.waiting_ms.get(name, 0.0), time_ms) for name, time_ms in whole_ms.items()}
+    phases_ms = {name: time_ms - waiting_ms[name] for name, time_ms in whole_ms.items()}
     kinds: list[_Kind] = []
     python_ms = 0.0
     for phase in figures.watched_ms:
@@ -204,18 +221,21 @@ def _split(
     kinds.sort(key=lambda kind: -kind.milliseconds)
     return _Split(
         phases_ms=phases_ms,
+        waiting_ms=waiting_ms if figures.collectives else {},
         kinds=tuple(kinds),
         python_ms=python_ms,
         delay_ms=min(delay_ms, sum(phases_ms.values()) - phases_ms["data"] - phases_ms["transfer"]),
         num_faults=num_faults,
         activation_bytes=figures.activation_bytes,
+        collectives=figures.collectives,
     )
 
 
 def _lost_ms(phase: str, found: Sequence[_Kind], figures: StepFigures) -> float:
-    """What a phase took under the profiler besides the work of its operators."""
+    """What a phase took under the profiler besides the work of its operators and waiting for other processes."""
     inside_ms = sum(each.milliseconds for each in figures.operators if each.phase == phase)
-    return max(0.0, figures.watched_ms[phase] - inside_ms) + sum(kind.launch_ms for kind in found)
+    calculating_ms = figures.watched_ms[phase] - figures.waiting_ms.get(phase, 0.0)
+    return max(0.0, calculating_ms - inside_ms) + sum(kind.launch_ms for kind in found)
 
 
 def _kinds(phase: str, figures: StepFigures, roofs: Roofs) -> list[_Kind]:
@@ -339,7 +359,25 @@ def _overhead(split: _Split, share: float) -> str:
     return f"{share:.0%} of a step is overhead ({_of(share * split.step_ms, split)}): {', '.join(parts)}"
 
 
-_EVIDENCE = {"data": _data, "transfer": _transfer, "compute": _compute, "memory": _memory, "overhead": _overhead}
+def _communication(split: _Split, share: float) -> str:
+    parts = [
+        f"{each.kind} moves {told_size(each.num_bytes)} a step in {told_time(each.milliseconds)}, "
+        f"{each.hidden:.0%} of it beside calculation"
+        for each in split.collectives
+        if each.milliseconds >= WORTH_TELLING * split.step_ms
+    ]
+    said = f"{share:.0%} of a step waits for other processes ({_of(share * split.step_ms, split)})"
+    return f"{said}: {', '.join(parts)}" if parts else said
+
+
+_EVIDENCE = {
+    "data": _data,
+    "transfer": _transfer,
+    "compute": _compute,
+    "memory": _memory,
+    "overhead": _overhead,
+    "communication": _communication,
+}
 
 
 def _capacity(memory_bytes: int, limit_bytes: int, split: _Split) -> str:

@@ -35,7 +35,10 @@ VERDICT_COLOURS = {"accepted": "#1a7f37", "rejected": "#bf6a02", "failed": "#c62
 SHARE_COLOURS = {"compute": "#2563a8", "memory": "#7b4fa3", "overhead": "#9aa3ad"}
 BARS = {"predicted": "predicted", "measured": "as it was run"}
 REQUEST_COLOURS = ("#2563a8", "#bf6a02", "#1a7f37", "#7b4fa3", "#c62828", "#5c6670")
-PHASE_COLOURS = dict(zip(PHASES, ("#c62828", "#bf6a02", "#2563a8", "#0b5d6b", "#7b4fa3", "#9aa3ad"), strict=True))
+PART_COLOURS = {
+    **dict(zip(PHASES, ("#c62828", "#bf6a02", "#2563a8", "#0b5d6b", "#7b4fa3", "#9aa3ad"), strict=True)),
+    "communication": "#1a7f37",
+}
 LEVEL_COLOURS = ("#0b5d6b", "#1791a6", "#62bccb", "#a7d8e0")
 """Slopes of the levels of the memory, from the nearest on."""
 INK, FAINT = "#24292f", "#8c959f"
@@ -376,9 +379,8 @@ def step_phases(rows: Sequence[tuple[str, StepProfile]]) -> str:
         axes = figure.subplots()
         for row, (_, profile) in enumerate(rows):
             left = 0.0
-            for name in PHASES:
-                width = profile.phases_ms.get(name, 0.0)
-                axes.barh(row, width, left=left, color=PHASE_COLOURS[name], height=0.55)
+            for name, width in profile.parts_ms.items():
+                axes.barh(row, width, left=left, color=PART_COLOURS[name], height=0.55)
                 left += width
             axes.annotate(units.latency(profile.step_ms), (left, row), (4, 0), textcoords="offset points", va="center")
         axes.set_yticks(range(len(rows)), [name for name, _ in rows])
@@ -387,7 +389,8 @@ def step_phases(rows: Sequence[tuple[str, StepProfile]]) -> str:
         axes.set_xlabel("ms per training step")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        _colour_key(figure, PHASE_COLOURS)
+        told = {name for _, profile in rows for name in profile.parts_ms}
+        _colour_key(figure, {name: colour for name, colour in PART_COLOURS.items() if name in told})
 
     return _svg("phases", draw, 1.1 + 0.5 * len(rows))
 

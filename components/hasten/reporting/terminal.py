@@ -21,6 +21,7 @@ from rich.text import Text
 
 from hasten.core.store import Listing
 from hasten.core.trial import (
+    Collective,
     Interval,
     OperatorGroup,
     Profile,
@@ -30,6 +31,7 @@ from hasten.core.trial import (
     TrainingResult,
     Trial,
 )
+from hasten.distributed.layouts import Weighed
 from hasten.reporting import quality, training, units
 from hasten.reporting.summary import addressed, claim, shares_told, tried
 
@@ -147,6 +149,27 @@ class Screen:
             table.add_row(escape(stage), key[:KEY_CHARACTERS], state, cost)
         self._console.print(table)
 
+    def layouts(self, rows: Sequence[Weighed], notes: Sequence[str]) -> None:
+        """What `distributed=auto` was chosen from: the first row is taken.
+
+        Args:
+            notes: how it was weighed, one sentence each.
+        """
+        table = _table("distributed=auto", ">MB a process", ">ms a step", ">sending", ">idle", "")
+        weighed = [row for row in rows if row.parts_ms is not None]
+        for place, row in enumerate(weighed):
+            parts = row.parts_ms or {}
+            figures = (row.step_ms or 0.0, parts["communication"], parts["waiting"])
+            state = Text("too large", "yellow") if row.refused else Text("" if place else "taken", "green")
+            memory = f"{(row.process_bytes or 0.0) / 1e6:.0f}"
+            table.add_row(escape(row.layout), memory, *(f"{figure:.1f}" for figure in figures), state)
+        self._console.print(table)
+        for row in rows:
+            if row.refused:
+                self._line(f"not {row.layout}: {row.refused}")
+        for note in notes:
+            self._line(note)
+
     def store(self, rows: Sequence[Listing]) -> None:
         """What is in the store, newest first, with what is wrong with it."""
         table = _table("stage", "key", ">size", ">age", ">cost", "state")
@@ -197,9 +220,11 @@ class Screen:
         """Where a training step's time goes, and the bottleneck that follows."""
         self._console.print(Text.assemble((title, "bold"), f": {units.latency(profile.step_ms)} per training step"))
         table = _table("part of a step", ">share", ">time")
-        for name, milliseconds in profile.phases_ms.items():
+        for name, milliseconds in profile.parts_ms.items():
             table.add_row(name, f"{milliseconds / profile.step_ms:.0%}", units.latency(milliseconds))
         self._console.print(table)
+        if profile.collectives:
+            self._collectives(profile.collectives)
         if profile.operators:
             self._operators(profile.operators)
         told = {kind: share for kind, share in profile.shares.items() if share >= 0.005}
@@ -229,6 +254,14 @@ class Screen:
         self._line(f"rebuild    {result.best.rebuild}")
         if result.tracking_command is not None:
             self._line(f"look       {result.tracking_command}")
+
+    def _collectives(self, collectives: Sequence[Collective]) -> None:
+        """What the processes of a training tell one another in a step."""
+        table = _table("collectives", ">calls", ">bytes", ">time", ">waited for", ">beside calculation")
+        for each in collectives:
+            times = (units.latency(each.milliseconds), units.latency(each.waited_ms))
+            table.add_row(each.kind, f"{each.calls:.3g}", units.size(each.num_bytes), *times, f"{each.hidden:.0%}")
+        self._console.print(table)
 
     def _operators(self, operators: Sequence[OperatorGroup]) -> None:
         """Each kind of operators against the roofline."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hasten.core.trial import PHASES, StepProfile, TrainingEvaluation, TrainingResult, Trial
+from hasten.core.trial import StepProfile, TrainingEvaluation, TrainingResult, Trial
 from hasten.reporting import plots, units
 from hasten.reporting.facts import finite, machine_facts
 from hasten.reporting.page import page
@@ -95,7 +95,7 @@ def rate(found: TrainingEvaluation) -> str:
 
 def phases_told(profile: StepProfile) -> str:
     """`data 61 %, forward 12 %, ...`: what is not nothing."""
-    shares = {name: profile.phases_ms.get(name, 0.0) / profile.step_ms for name in PHASES}
+    shares = {name: time_ms / profile.step_ms for name, time_ms in profile.parts_ms.items()}
     return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
 
 

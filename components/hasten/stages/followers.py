@@ -11,6 +11,7 @@ dies is torchrun's affair, whose agents start the command again; the store and i
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -28,7 +29,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from hasten.core.errors import ConfigError
 from hasten.core.files import digest, read_json, write_json
@@ -178,8 +179,8 @@ class Planner:
         self._lines: dict[int, Line] = {}
         self._lost = ""
         self._seen: dict[int, bool] = {}
-        self._ended: dict[int, Ended] = {}
-        self._job = 0
+        self._ended: dict[int, dict[int, Ended]] = {}
+        self._jobs = itertools.count(1)
         self._over = False
         self._checked: set[Path] = set()
 
@@ -300,7 +301,7 @@ class Planner:
     def job(
         self, module: str, arguments: Sequence[str], *, threads: int, environment: Mapping[str, str] | None = None
     ) -> Iterator[Job]:
-        """Has every follower run `python -m module arguments` for the length of the block.
+        """Has every follower run `python -m module arguments` for the length of the block, beside other jobs.
 
         Args:
             module: below `hasten.stages`; it joins a group, and calls `core.interpreter.leave_with_parent`.
@@ -319,25 +320,27 @@ class Planner:
             self._raise_if_lost()
             if not complete:
                 raise Lost(f"hasten: {self._told_of_absent()} within {START_SECONDS:g} s")
-            self._job += 1
-            self._ended.clear()
-            told = {"job": self._job, "module": module, "arguments": list(arguments), "folder": os.getcwd()}
+            number = next(self._jobs)
+            self._ended[number] = {}
+            told = {"job": number, "module": module, "arguments": list(arguments), "folder": os.getcwd()}
             self._tell(do="start", **told, port=port, threads=threads, environment=more)
         try:
-            yield Job(planner=self, environment=self.place.environment(port=port, threads=threads, more=more))
+            environment_of_first = self.place.environment(port=port, threads=threads, more=more)
+            yield Job(planner=self, number=number, environment=environment_of_first)
         finally:
             with self._changed:
-                self._tell(do="stop", job=self._job)
+                del self._ended[number]
+                self._tell(do="stop", job=number)
 
     def _tell(self, **message: Any) -> None:
         for line in self._lines.values():
             with suppress(OSError):  # whoever is gone is found out when nothing comes from there
                 line.send(**message)
 
-    def _ends(self) -> dict[int, Ended]:
+    def _ends(self, job: int) -> dict[int, Ended]:
         with self._changed:
             self._raise_if_lost()
-            return dict(self._ended)
+            return dict(self._ended.get(job, {}))
 
     def _serve(self) -> None:
         """Listens to followers, and lets them know that this process is there."""
@@ -382,8 +385,8 @@ class Planner:
                     self._lines[rank] = line
                 case {"seen": bool(seen), "from": int(rank)}:
                     self._seen[rank] = seen
-                case {"ended": int(job), "from": int(rank), "code": int(code), "told": str(told)} if job == self._job:
-                    self._ended[rank] = Ended(code, told)
+                case {"ended": int(job), "from": int(rank), "code": int(code), "told": str(told)} if job in self._ended:
+                    self._ended[job][rank] = Ended(code, told)
             self._changed.notify_all()
 
     def _leave(self, line: Line, why: str) -> None:
@@ -399,20 +402,22 @@ class Job:
     """Processes of one training.
 
     Attributes:
+        number: by which planner and followers speak of it.
         environment: of the process of rank 0, which whoever began the job starts itself.
     """
 
     planner: Planner
+    number: int
     environment: Mapping[str, str]
 
     def died(self) -> tuple[int, Ended] | None:
         """Rank and end of a follower's process that ended otherwise than with exit code 0."""
-        ends = self.planner._ends()
+        ends = self.planner._ends(self.number)
         return next(((rank, end) for rank, end in sorted(ends.items()) if end.code != 0), None)
 
     def finished(self) -> bool:
         """Whether all followers' processes have ended with exit code 0."""
-        ends = self.planner._ends()
+        ends = self.planner._ends(self.number)
         return len(ends) == self.planner.followers and self.died() is None
 
 
@@ -497,8 +502,7 @@ class _Follower:
     def __init__(self, own: Place, line: Line) -> None:
         self._place, self._line = own, line
         self._agent = os.getppid()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._job = 0
+        self._children: dict[int, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
 
     def followed(self) -> int:
         beat = 0.0
@@ -510,7 +514,7 @@ class _Follower:
                         if message["do"] == "end":
                             return int(message["code"])
                         self._obey(message)
-                self._tell_end()
+                self._tell_ends()
                 if time.monotonic() - beat > BEAT_SECONDS:
                     beat = time.monotonic()
                     self._line.send(beat=True)
@@ -526,35 +530,36 @@ class _Follower:
             case "start":
                 self._start(message)
             case "stop":
-                self._stop()
+                self._stop(message["job"])
 
     def _start(self, told: Message) -> None:
-        self._stop()
         if not str(told["module"]).startswith(_MODULES):
             raise ConnectionError(f"told to run {told['module']}")
-        self._job = told["job"]
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        log = tempfile.TemporaryFile()  # noqa: SIM115
         settings = {"port": told["port"], "threads": told["threads"], "more": told["environment"]}
         folder = told["folder"] if Path(told["folder"]).is_dir() else None
-        self._child = started(told["module"], told["arguments"], self._place.environment(**settings), self._log, folder)
+        child = started(told["module"], told["arguments"], self._place.environment(**settings), log, folder)
+        self._children[told["job"]] = child, log
 
-    def _tell_end(self) -> None:
-        if self._child is None or (code := self._child.poll()) is None:
-            return
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - _TAIL_BYTES))
-        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
-        self._stop()
-        self._line.send(ended=self._job, code=code, told=lines[-1] if lines else "", **{"from": self._place.rank})
+    def _tell_ends(self) -> None:
+        for job, (child, log) in list(self._children.items()):
+            if (code := child.poll()) is None:
+                continue
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - _TAIL_BYTES))
+            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+            self._stop(job)
+            self._line.send(ended=job, code=code, told=lines[-1] if lines else "", **{"from": self._place.rank})
 
-    def _stop(self) -> None:
-        if self._child is not None:
-            ended(self._child)
-            self._log.close()
-            self._child = None
+    def _stop(self, job: int) -> None:
+        if job in self._children:
+            child, log = self._children.pop(job)
+            ended(child)
+            log.close()
 
     def close(self) -> None:
-        self._stop()
+        for job in list(self._children):
+            self._stop(job)
 
 
 def started(

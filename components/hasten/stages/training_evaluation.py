@@ -17,7 +17,7 @@ import numpy as np
 from hasten.core.files import digest, read_json, write_json
 from hasten.core.interfaces import Progress, Silent, StepFigures
 from hasten.core.recipe import Recipe
-from hasten.core.sections import TrainingSettings
+from hasten.core.sections import Distributed, TrainingSettings
 from hasten.core.store import Entry, Ingredients, Store
 from hasten.core.training_objective import TrainingObjective, worth_comparing
 from hasten.core.trial import Interval, LossCurves, StepProfile, TrainingEvaluation
@@ -28,6 +28,7 @@ from hasten.evidence.learning import SEGMENTS, compare
 from hasten.hardware.machine import machine_id
 from hasten.profiling.step import profile_step
 from hasten.stages.build import Built
+from hasten.stages.companions import arguments_of, companions, whereabouts
 from hasten.stages.data import Data, task
 from hasten.stages.roofline import roofline
 from hasten.stages.stage import Tools, sources
@@ -161,12 +162,12 @@ class TrainingEvaluator:
             config={"warm_up": WARM_UP, "steps": PROFILED_STEPS},
             parents={"training": self._key(built)},
             sources=sources(TRAINEE),
-            machine={"id": machine_id()},
+            machine=_machine(built),
         )
 
         def make(folder: Path) -> None:
             spec = self._spec(built, seed=self.seed, steps=None)
-            with measuring_alone(), pace.Trainee(TRAINEE, built.recipe.config["trainer"]["threads"]) as trainee:
+            with measuring_alone(), pace.Trainee.of(self.training_of(built)) as trainee:
                 write_json(folder / STEPS, trainee.profile(spec, warm_up=WARM_UP, steps=PROFILED_STEPS))
 
         return self.store.build(ingredients, make)
@@ -196,12 +197,15 @@ class TrainingEvaluator:
 
     def training_of(self, built: Built) -> pace.Training:
         """Without end."""
-        settings = loader(built.recipe)
+        settings, threads = loader(built.recipe), built.recipe.config["trainer"]["threads"]
+        spread = Distributed.of(built.recipe.config["distributed"])
         return pace.Training(
             module=TRAINEE,
             spec=self._spec(built, seed=self.seed, steps=None),
-            threads=built.recipe.config["trainer"]["threads"],
+            threads=threads,
             settle=max(1, settings.workers) * settings.ahead + 1,
+            arguments=arguments_of(spread),
+            companions=pace.alone if spread.kind == "single" else partial(companions, TRAINEE, spread, threads),
         )
 
     def _paces(self, built: Built, references: Mapping[str, Built]) -> tuple[dict[str, pace.Pace], dict[str, float]]:
@@ -233,7 +237,7 @@ class TrainingEvaluator:
                 "reference": ALONE if reference is None else self._key(reference),
             },
             sources=sources("hasten.evidence.pace", TRAINEE),
-            machine={"id": machine_id()},
+            machine=_machine(built),
         )
 
     def _learning(self, built: Built, batch_size: int, baseline: Built) -> tuple[LossCurves, dict[str, float]]:
@@ -255,7 +259,7 @@ class TrainingEvaluator:
         self.progress.start("comparing losses", num_seeds)
         try:
             with ExitStack() as stack:
-                trainees = _Once(stack, built.recipe.config["trainer"]["threads"])
+                trainees = _Once(stack, self.training_of(built))
                 for offset in range(num_seeds):
                     entry = self._curve(built, (self.seed + offset) % 2**32, steps, trainees)
                     found.append(read_json(entry.folder / LOSSES))
@@ -281,6 +285,10 @@ class TrainingEvaluator:
         )
 
 
+def _machine(built: Built) -> dict[str, Any]:
+    return {"id": machine_id(), **whereabouts(Distributed.of(built.recipe.config["distributed"]))}
+
+
 REFERENCE = "reference"
 """The other one of a stored pair."""
 
@@ -288,12 +296,12 @@ REFERENCE = "reference"
 class _Once:
     """A training process that is started when it is first needed."""
 
-    def __init__(self, stack: ExitStack, threads: int) -> None:
-        self._stack, self._threads = stack, threads
+    def __init__(self, stack: ExitStack, training: pace.Training) -> None:
+        self._stack, self._training = stack, training
 
     @cached_property
     def one(self) -> pace.Trainee:
-        return self._stack.enter_context(pace.Trainee(TRAINEE, self._threads))
+        return self._stack.enter_context(pace.Trainee.of(self._training))
 
 
 @dataclass(kw_only=True)

@@ -102,7 +102,7 @@ class MlflowTracker(Tracker):
             self._tag(self._parent, "hasten.rebuild", without_credentials(result.best.rebuild))
             self._tag(self._parent, "mlflow.note.content", record.result_note(result))
             self._client.update_run(self._parent, name=record.result_name(self._name, result))
-        for name in ("summary.json", "report.html"):
+        for name in ("summary.json", "report.html", "layouts.json"):
             if (folder / name).is_file():
                 self._client.log_artifact(self._parent, str(folder / name))
         if (folder / "model").is_dir():

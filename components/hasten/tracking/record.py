@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 from hasten.core.trial import (
-    PHASES,
     Evaluation,
     Interval,
     Profile,
@@ -85,7 +84,7 @@ def trial_metrics(trial: Trial) -> dict[str, float]:
     if trial.training is not None:
         figures |= _training_metrics(trial.training)
     if trial.step_profile is not None:
-        figures |= {f"step_{phase}_ms": trial.step_profile.phases_ms.get(phase) for phase in PHASES}
+        figures |= {f"step_{part}_ms": time_ms for part, time_ms in trial.step_profile.parts_ms.items()}
     return _known(figures)
 
 
@@ -261,5 +260,20 @@ def _step_note(profile: StepProfile) -> list[str]:
         "",
         "| part of a step | share | ms |",
         "|---|---|---|",
-        *(f"| {name} | {ms / profile.step_ms:.0%} | {ms:.4g} |" for name, ms in profile.phases_ms.items()),
+        *(f"| {name} | {ms / profile.step_ms:.0%} | {ms:.4g} |" for name, ms in profile.parts_ms.items()),
+        *_collectives_note(profile),
+    ]
+
+
+def _collectives_note(profile: StepProfile) -> list[str]:
+    if not profile.collectives:
+        return []
+    return [
+        "",
+        "| collectives | bytes | ms | waited for, ms |",
+        "|---|---|---|---|",
+        *(
+            f"| {each.kind} ({each.calls:.3g}) | {each.num_bytes} | {each.milliseconds:.4g} | {each.waited_ms:.4g} |"
+            for each in profile.collectives
+        ),
     ]

@@ -271,7 +271,11 @@ def fit(
         readings=tuple(batches.readings),
         reads_storage=loader.cache == "disk" or loader.order == "blocks",
         cache=cache,
-        notes=(*notes, *([f"{checkpoints.told}."] if checkpoints and checkpoints.told else [])),
+        notes=(
+            *notes,
+            *([pipeline.told] if pipeline else []),
+            *([f"{checkpoints.told}."] if checkpoints and checkpoints.told else []),
+        ),
     )
 
 
@@ -357,8 +361,8 @@ def _identity(models: Sequence[nn.Module], data: Batches | str, knobs: list[Any]
 
 @contextmanager
 def _synchronized(model: nn.Module, group: Group | None) -> Iterator[None]:
-    """Where batch normalization sees the rows of all processes."""
-    if group is None:
+    """Where batch normalization sees the rows of all processes, if they take their steps together."""
+    if group is None or group.spread.local_steps:
         yield
         return
     from hasten.distributed.batch_norm import restore, synchronize
@@ -466,6 +470,7 @@ def _little_garbage() -> Iterator[None]:
     if gc.get_freeze_count():  # somebody else's, whom thawing them would surprise
         yield
         return
+    gc.collect()  # what is garbage by now would stay for good, with copies of the model in it
     gc.freeze()
     try:
         yield

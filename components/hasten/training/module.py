@@ -19,6 +19,7 @@ from hasten.core.sections import Step, TrainingSettings
 from hasten.core.tensor_plan import WHOLE, TensorPlan
 from hasten.distributed.data_parallel import error_feedback, restore_error_feedback
 from hasten.distributed.group import Group
+from hasten.distributed.local_steps import average
 from hasten.distributed.parameters import by_mesh, clip_gradients, complete_gradients
 from hasten.training.determinism import random_state, restore_random_state
 from hasten.training.lesson import Lesson
@@ -88,7 +89,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self.model, self.lesson = model, lesson
         self._group, self._plan, self._tried, self._pipeline = group, plan, tried, pipeline
         self._forward = ForwardPass(model, step, device)
-        if lesson is not None and group is not None:
+        if lesson is not None and group is not None and not group.spread.local_steps:
             lesson.average(group)
         self._task, self._settings, self._step = task, settings, step
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
@@ -98,7 +99,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         self._sums: dict[str, float] = {"loss": 0.0, "correct": 0, "rows": 0}
         self.notes: list[str] = []
         self.rehearsal: tuple[Tensor, ...] | None = None
-        self._last_loss = math.nan
+        self._last_loss, self._last_rows = math.nan, 0
         self._unread: _StepOutcome | None = None
 
     @property
@@ -115,6 +116,11 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
     def averaged(self) -> DistributedDataParallel | None:
         """Where gradients are averaged over processes; None where they are not, or not by themselves."""
         return self._forward.averaged
+
+    @property
+    def last_share(self) -> float:
+        """Share of the rows of the last step that this process saw."""
+        return self._last_rows / self.batch_size
 
     def configure_model(self) -> None:
         """Spreads the model over the processes, after all that is to be known of the whole one was measured."""
@@ -164,6 +170,8 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
             corrects.append(correct)
         with self._phase("optimizer"):
             self.update_weights(optimizer)
+            if self._group is not None and self._is_averaged():
+                average([*self._trained(), *self.model.buffers()], self._group)
         self._close_step(_total(losses), _total(corrects), len(tensors[0]))
 
     def _judge_of(self, tensors: tuple[Tensor, ...]) -> Callable[[Tensor, slice], tuple[Tensor, Tensor | int]]:
@@ -176,6 +184,18 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
                 return loss, (outputs.argmax(1) == targets).sum() if self._classes else 0
 
         return judge
+
+    def _is_averaged(self) -> bool:
+        """Whether this step ends with the same weights in all processes that go steps of their own: every so many, at
+        the end, and where rows that are held out are to be judged alike by all."""
+        if self._group is None or not self._group.spread.local_steps:
+            return False
+        step = int(self.global_step)
+        judged = self._settings.patience is not None and step % self._steps_per_epoch == 0
+        return judged or step % self._group.spread.average_every == 0 or step == self._total_steps
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def _weight(self, num_rows: int) -> float:
         """Of this process' mean loss: the mean of all gradients is then that of all rows, whoever has how many."""
@@ -235,7 +255,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
         # For XLA PyTorch has no kernels but those that run one by one, which XLA fuses.
         kernels = "for_loop" if self.device.type == "xla" else self._step.optimizer_kernels
         optimizer = torch.optim.AdamW(
-            [{"params": alike} for alike in by_mesh(each for each in self.parameters() if each.requires_grad)],
+            [{"params": alike} for alike in by_mesh(self._trained())],
             lr=self._settings.lr,
             weight_decay=self._settings.weight_decay,
             fused=kernels == "fused",
@@ -256,7 +276,7 @@ class Learner(pl.LightningModule):  # type: ignore[misc]
     def _close_step(self, loss: Tensor, correct: Tensor | int, rows: int) -> None:
         """Follows the curves. The loss of a step is looked at after the next, so that a GPU is never waited for."""
         self._read()
-        self._unread = _StepOutcome.of(self.global_step, loss, correct, rows)
+        self._unread, self._last_rows = _StepOutcome.of(self.global_step, loss, correct, rows), rows
         schedule = self.lr_schedulers()
         if self.global_step % self._steps_per_epoch == 0:
             self._read()

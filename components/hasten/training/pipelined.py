@@ -13,7 +13,7 @@ from hasten.core.errors import PassError
 from hasten.core.interfaces import Distillation
 from hasten.core.sections import Step, TrainingSettings
 from hasten.core.tensor_plan import TensorPlan
-from hasten.training.step import autocast, compiled, laid_out
+from hasten.training.step import autocast, laid_out
 
 if TYPE_CHECKING:
     from hasten.distributed.group import Group
@@ -104,10 +104,5 @@ def pipelined(
         micro_batches=step.micro_batches,
         inside=inside,
         laid_out=lambda values: laid_out(step, values),
-        run=compiled(step.compile, _called),
         seed=seed,
     )
-
-
-def _called(stage: nn.Module, *values: Tensor) -> object:
-    return stage(*values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hasten.distributed.interval import Interval
 class SharedCheckpoints(pl.Callback):  # type: ignore[misc]
     """Has the processes of a group write a checkpoint together whenever the first of them says so.
 
-    All look at what it says at the same steps, few of them.
+    All look at what it says at the same steps, few of them, after which all have the same weights.
 
     Args:
         seconds: between checkpoints, where `distributed.mtbf_hours` does not say how often processes fail.
@@ -34,7 +35,7 @@ class SharedCheckpoints(pl.Callback):  # type: ignore[misc]
         return self._interval.told
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._looks_at = self._interval.start(trainer.global_step)
+        self._look(self._interval.start(trainer.global_step))
 
     def on_train_batch_end(self, trainer: pl.Trainer, *batch: Any) -> None:
         writing: Writing = trainer.strategy.writing
@@ -42,13 +43,19 @@ class SharedCheckpoints(pl.Callback):  # type: ignore[misc]
         if step < self._looks_at:
             return
         self._interval.safe_seconds = writing.seconds or 0.0
-        due, self._looks_at = self._group.agreed(self._interval.look(step, busy=busy))
+        due, then = self._group.agreed(self._interval.look(step, busy=busy))
         if due:
             began = time.monotonic()
             trainer.save_checkpoint(self._folder / f"step={step}.ckpt")
-            self._looks_at = self._group.agreed(self._interval.written(step, time.monotonic() - began))
+            then = self._group.agreed(self._interval.written(step, time.monotonic() - began))
+        self._look(then)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         writing: Writing = trainer.strategy.writing
         writing.close()
         self._interval.safe_seconds = writing.seconds or 0.0
+
+    def _look(self, step: int) -> None:
+        """At the first step from this one on after which processes that go steps of their own average their weights."""
+        every = self._group.spread.average_every
+        self._looks_at = math.ceil(step / every) * every

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,6 @@ from hasten.distributed.data_parallel import Wrapped, averaged
 from hasten.distributed.group import Group
 from hasten.distributed.sharded import adding_up, sharded
 from hasten.distributed.tensor import divide
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _HALF: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,18 +38,23 @@ class ForwardPass:
 
     def __init__(self, model: nn.Module, step: Step, device: str) -> None:
         self._model, self._step, self._device = model, step, device
-        self._run: Callable[[nn.Module, Mapping[str, Tensor]], Tensor] = compiled(step.compile, forward)
+        self._run: Callable[[nn.Module, Mapping[str, Tensor]], Tensor] = forward
         if step.layout == "channels_last":
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if step.compile != "none":
+            self._run = _compiled(step.compile)
         self._averaged: DistributedDataParallel | None = None
         self._adding_up: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def spread(self, group: Group, plan: TensorPlan, rows: Mapping[str, Tensor]) -> None:
-        """Divides the model in place among the processes of a group, which then learn together what they share.
+        """Divides the model in place among the processes of a group, which then learn together what they share; nothing
+        where they take steps of their own.
 
         Args:
             plan, rows: as of `distributed.tensor.divide`.
         """
+        if group.spread.local_steps:
+            return
         if group.spread.kind == "ddp":
             self._averaged = averaged(Wrapped(self._model, self._run), group)
             self._adding_up = self._averaged.no_sync
@@ -103,10 +104,7 @@ def laid_out(step: Step, values: Tensor) -> Tensor:
     return values
 
 
-def compiled(mode: Compilation, function: Callable[P, T]) -> Callable[P, T]:
-    """The function as the mode wants it run."""
-    if mode == "none":
-        return function
+def _compiled(mode: Compilation) -> Callable[[nn.Module, Mapping[str, Tensor]], Tensor]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=DeprecationWarning)
         from torch._inductor import compile_fx, list_mode_options  # noqa: F401  # imported by compiling anyway
@@ -114,8 +112,10 @@ def compiled(mode: Compilation, function: Callable[P, T]) -> Callable[P, T]:
     # Kernels chosen by stopwatch would add in another order in the next process. Each size of a batch is compiled for
     # itself: a step has at most two, and code for any size is slower.
     options = {**list_mode_options(mode), "deterministic": True}
-    faster: Callable[P, T] = torch.compile(function, options=options, dynamic=False)
-    return faster
+    compiled: Callable[[nn.Module, Mapping[str, Tensor]], Tensor] = torch.compile(
+        forward, options=options, dynamic=False
+    )
+    return compiled
 
 
 @contextmanager

@@ -25,13 +25,14 @@ from hasten.artefacts.operators import kind
 from hasten.core.errors import MeasurementError
 from hasten.core.interfaces import StepFigures, StepOperators, StepWork
 from hasten.core.trial import PHASES
+from hasten.distributed.group import Group
 from hasten.training.step_clock import StepClock
+from hasten.training.step_collectives import Communication, mean_of
+from hasten.training.step_kinds import kind_of
 
 CALCULATING = ("forward", "backward", "optimizer")
 """The phases that operators are told of."""
 
-_FUSED = "## Call CompiledFxGraph"
-"""How a trace calls what torch.compile made; its own time is that of the kernels it generated."""
 _IDLE_REPEATS = 20
 _TOUCHED_BYTES, _TOUCHED_PIECES = 2**20, 21
 _NO_ARITHMETIC = ("copy", "other")
@@ -47,13 +48,14 @@ class OperatorWatch(pl.Callback):  # type: ignore[misc]
         clock: of the same training.
         first: step, counted from 0 by the clock, from which on operators are timed; those before are undisturbed.
         steps: whose operators are timed.
+        group: of processes that train together, each of which watches the same steps; None where this one is alone.
 
     Attributes:
         figures: what was found, once `first + steps + 1` steps were made.
     """
 
-    def __init__(self, clock: StepClock, *, first: int, steps: int = 3) -> None:
-        self._clock, self._first, self._steps = clock, first, steps
+    def __init__(self, clock: StepClock, *, first: int, steps: int = 3, group: Group | None = None) -> None:
+        self._clock, self._first, self._steps, self._group = clock, first, steps, group
         self._profiler: profile | None = None
         self._watched: list[_Watched] = []
         self._work: _Work | None = None
@@ -80,8 +82,10 @@ class OperatorWatch(pl.Callback):  # type: ignore[misc]
             return
         made = self._clock.num_updates - self._first
         if 0 <= made < self._steps:
-            self._profiler = _profiler(pl_module.device)
+            self._profiler = _profiler(pl_module.device, self._group)
             self._profiler.start()
+            if self._group is not None:
+                self._group.meet()  # who was slower to start it would be waited for within the step
             self._clock.name_ranges(True)
         elif made == self._steps:
             self._counting = ExitStack()
@@ -94,12 +98,13 @@ class OperatorWatch(pl.Callback):  # type: ignore[misc]
         if self._profiler is not None and made > len(self._watched):
             self._clock.name_ranges(False)
             self._profiler.stop()
-            self._watched.append(_Watched.of(self._profiler, pl_module.device))
+            self._watched.append(_Watched.of(self._profiler, pl_module.device, self._group))
             self._profiler = None
         elif self._counting is not None and self._work is not None and made > self._steps:
             self._counting.close()
             self._counting = None
-            self._figures = _figures(self._watched, self._work, _idle_us(pl_module.device))
+            idle_us = _idle_us(pl_module.device, self._group)
+            self._figures = _figures(self._watched, self._work, idle_us)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()
@@ -120,14 +125,15 @@ class OperatorWatch(pl.Callback):  # type: ignore[misc]
 
 @dataclass(frozen=True, kw_only=True)
 class _Watched:
-    """One traced step: (phase, kind) -> milliseconds and calls, and milliseconds of each phase."""
+    """One traced step: (phase, kind) -> milliseconds and calls, milliseconds of each phase, what is told to others."""
 
     milliseconds: dict[tuple[str, str], float]
     calls: dict[tuple[str, str], int]
     phases_ms: dict[str, float]
+    communication: Communication | None
 
     @classmethod
-    def of(cls, profiler: profile, device: torch.device) -> _Watched:
+    def of(cls, profiler: profile, device: torch.device, group: Group | None) -> _Watched:
         times: dict[tuple[str, str], list[float]] = defaultdict(list)
         phases_ms: dict[str, float] = defaultdict(float)
         events = _events(profiler)
@@ -140,6 +146,7 @@ class _Watched:
             milliseconds={key: sum(found) for key, found in times.items()},
             calls={key: len(found) for key, found in times.items()},
             phases_ms=dict(phases_ms),
+            communication=None if group is None else Communication.of(profiler),
         )
 
 
@@ -158,22 +165,15 @@ def _operators(events: Iterable[Any], on_device: bool) -> Iterator[tuple[str, st
     while stack:
         event, phase = stack.pop()
         phase = event.name if event.name in PHASES else phase
-        if phase is None or (name := _kind(event.name)) is None:
+        if phase is None or (name := kind_of(event.name)) is None:
             stack += [(child, phase) for child in event.cpu_children]
         elif phase in CALCULATING:
-            inside = [child for child in event.cpu_children if _kind(child.name) is not None]
+            inside = [child for child in event.cpu_children if kind_of(child.name) is not None]
             whole = name not in ("other", "fused") or not inside
             total = event.device_time_total if on_device else event.cpu_time_total
             within = event.self_device_time_total if on_device else event.self_cpu_time_total
             yield phase, name, (total if whole else within) / 1e3
             stack += [] if whole else [(child, phase) for child in event.cpu_children]
-
-
-def _kind(event: str) -> str | None:
-    """Of an operator or of a compiled graph; None of all else in a trace."""
-    if event.startswith(_FUSED):
-        return "fused"
-    return kind(event) if event.startswith("aten::") else None
 
 
 class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -255,6 +255,7 @@ def _figures(watched: Sequence[_Watched], work: _Work, idle_us: dict[tuple[str, 
                 idle_ms=calls * idle / 1e3,
             )
         )
+    collectives, waiting_ms = mean_of([step.communication for step in watched if step.communication is not None])
     return StepFigures(
         operators=tuple(operators),
         work=tuple(
@@ -264,17 +265,20 @@ def _figures(watched: Sequence[_Watched], work: _Work, idle_us: dict[tuple[str, 
         watched_ms={phase: median(step.phases_ms.get(phase, 0.0) for step in watched) for phase in CALCULATING},
         page_fault_us=_page_fault_us(),
         activation_bytes=work.activation_bytes,
+        collectives=collectives,
+        waiting_ms=waiting_ms,
     )
 
 
-def _profiler(device: torch.device) -> profile:
+def _profiler(device: torch.device, group: Group | None) -> profile:
+    """Of several processes it also tells the shapes of tensors, by which it knows how much they tell one another."""
     # Kineto announces each profile on stderr. It reads its level when it is first used.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     devices = [ProfilerActivity.CUDA] if device.type == "cuda" else []
-    return profile(activities=[ProfilerActivity.CPU, *devices])
+    return profile(activities=[ProfilerActivity.CPU, *devices], record_shapes=group is not None)
 
 
-def _idle_us(device: torch.device) -> dict[tuple[str, str], float]:
+def _idle_us(device: torch.device, group: Group | None) -> dict[tuple[str, str], float]:
     """(Phase, kind) -> microseconds of an operator with next to nothing to do, as the profiler sees it.
 
     Of the update it is that of an elementwise operator, of which it consists where its kernels are not fused.
@@ -285,7 +289,7 @@ def _idle_us(device: torch.device) -> dict[tuple[str, str], float]:
     row = torch.ones(2, 1, 4, 4, device=device)
     for _ in range(3):
         net(row).sum().backward()
-    with _profiler(device) as profiler:
+    with _profiler(device, group) as profiler:
         for _ in range(_IDLE_REPEATS):
             with record_function("forward"):
                 loss = net(row).sum()
