@@ -118,7 +118,7 @@ def test_a_divided_model_comes_back_whole(tmp_path: Path, typed: tuple[str, ...]
 
 @pytest.mark.slow
 def test_a_plan_that_does_not_fit_the_model_is_told_by_its_processes(tmp_path: Path) -> None:
-    plan = "model.tensor_plan={layers.1:column,layers.4:row}"
+    plan = "+model.tensor_plan={layers.4:row}"
     with pytest.raises(PassError, match=r"model\.tensor_plan: the model has no module 'layers\.4'"):
         teacher(recipe(*MLP, "distributed=tensor", plan), tmp_path)
 
