@@ -86,6 +86,11 @@ def without_dropout() -> nn.Module:
     return transformer(dropout=0)
 
 
+def in_place() -> nn.Module:
+    layers = (nn.Linear(64, 32), nn.ReLU(inplace=True), nn.Linear(32, 16), nn.ReLU(inplace=True), nn.Linear(16, 10))
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
 MLP_PLAN = TensorPlan(layers={"layers.1": "column", "layers.3": "row"})
 PLAN = TensorPlan(
     layers={
@@ -188,6 +193,9 @@ CASES = {
         teachers=(teacher,),
     ),
     "tensor": Case(model=mlp, spread=tensor(), plan=MLP_PLAN),
+    "tensor, changed in place": Case(
+        model=in_place, spread=tensor(), plan=TensorPlan(layers={"1": "column", "3": "row"}), sizes=(2,)
+    ),
     "tensor, transformer": Case(model=transformer, rows=texts, spread=tensor(), plan=PLAN),
     "tensor, clipped parts": Case(
         model=transformer, rows=texts, step=Step(micro_batches=3, clip_norm=0.05), spread=tensor(), plan=PLAN

@@ -67,7 +67,7 @@ class Link:
         )
 
 
-def measured(threads: int = 1) -> Link:
+def measured() -> Link:
     """Between two processes of this machine that are started for it.
 
     Raises:
@@ -79,7 +79,7 @@ def measured(threads: int = 1) -> Link:
     environment = {
         **os.environ,
         "PYTHONPATH": import_path(),
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": "2",

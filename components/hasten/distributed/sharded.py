@@ -38,9 +38,9 @@ def sharded(model: nn.Module, group: Group, separate: Iterable[Sequence[nn.Modul
     mesh = group.mesh["replicas", "shards"] if group.shape.replicas > 1 else group.mesh["shards"]
     reduced = None if spread.reduce_precision == "float32" else getattr(torch, spread.reduce_precision)
     policy = MixedPrecisionPolicy(reduce_dtype=reduced)
-    model.register_forward_hook(_own)
+    model.register_forward_hook(unviewed)
     for block in apart(model) if separate is None else separate:
-        block[-1].register_forward_hook(_own)
+        block[-1].register_forward_hook(unviewed)
         fully_shard(list(block), mesh=mesh, mp_policy=policy, reshard_after_forward=spread.reshard)
     whole: FSDPModule = fully_shard(model, mesh=mesh, mp_policy=policy)
     return whole
@@ -58,7 +58,7 @@ def adding_up(model: FSDPModule, group: Group) -> Iterator[None]:
         model.set_reshard_after_backward(True)
 
 
-def _own(module: nn.Module, arguments: Any, output: Any) -> Any:
+def unviewed(module: nn.Module, arguments: Any, output: Any) -> Any:
     """Outputs that are no views: what changes a view where it lies would lose the hook of its backward pass."""
     return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 

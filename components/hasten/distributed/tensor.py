@@ -29,6 +29,7 @@ from hasten.core.errors import ConfigError, PassError, first_line
 from hasten.core.recipe import nearest
 from hasten.core.tensor_plan import SEQUENCE, TensorPlan
 from hasten.distributed.group import Group
+from hasten.distributed.sharded import unviewed
 
 _TOLERANCE = 1e-3
 """Largest difference between outputs of the model whole and divided, as a share of the largest output."""
@@ -57,6 +58,9 @@ def divide(model: nn.Module, plan: TensorPlan, group: Group, rows: Mapping[str, 
     whole = _outputs(model, rows)
     styles = {name: _style(word, group.spread.sequence_parallel) for name, word in chosen.items()}
     parallelize_module(network, group.mesh["tensor"], styles)
+    for name, word in chosen.items():
+        if word != "shared":  # after the hooks that make plain tensors of what a divided layer gives
+            network.get_submodule(name).register_forward_hook(unviewed)
     _compare(whole, model, rows, plan)
 
 
