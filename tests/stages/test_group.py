@@ -169,6 +169,8 @@ def test_one_process_trains_what_cannot_be_given_to_others(tmp_path: Path) -> No
         (("distributed=ddp", "trainer.precision=float16"), r"can't be combined with trainer\.precision=float16"),
         (("distributed.compression=bfloat16",), r"distributed=ddp's, and means nothing to distributed=single"),
         (("distributed=fsdp", "distributed.bucket_mb=1"), r"distributed=ddp's, and means nothing to distributed=fsdp"),
+        (("distributed=fsdp", "distributed.bucket_views=false"), r"bucket_views=false is distributed=ddp's, and means"),
+        (("distributed=tensor", "model=mlp", "distributed.powersgd_rank=2"), r"powersgd_rank=2 is distributed=ddp's"),
         (
             ("distributed=ddp", "distributed.average_every=4", "distributed.compression=powersgd"),
             r"average_every=4 sends no gradients that distributed\.compression=powersgd could compress",

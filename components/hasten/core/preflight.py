@@ -409,7 +409,10 @@ def _distributed(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 _OWN_KNOBS: Mapping[str, tuple[str, ...]] = {
-    "ddp": ("static_graph", "unused_parameters", "compression", "average_every", "bucket_mb"),
+    "ddp": (
+        *("static_graph", "unused_parameters", "bucket_views", "bucket_mb"),
+        *("compression", "powersgd_rank", "powersgd_start", "average_every"),
+    ),
     "fsdp": ("reduce_precision", "reshard"),
     "tensor": ("sequence_parallel",),
 }

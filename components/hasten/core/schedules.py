@@ -65,8 +65,9 @@ def unfit_for_stages(config: Mapping[str, Any], spread: Distributed) -> Iterator
         yield f"{pipeline} can't be combined with trainer.activation_budget_mb={budget:g}: no process has all layers"
     if spread.sequence_parallel:
         yield f"{pipeline} can't be combined with distributed.sequence_parallel=true, which hands on parts of sequences"
-    for section in ("model", "student", "pruning", "quantization"):
-        training = config[section].get("training") or {}
+    sections = {name: config[name] for name in ("model", "student", "pruning", "quantization")}
+    for section, node in (sections | {"distillation.assistant": config["distillation"].get("assistant") or {}}).items():
+        training = node.get("training") or {}
         if training.get("epochs") and (patience := training.get("patience")) is not None:
             yield (
                 f"{pipeline} can't be combined with {section}.training.patience={patience}: no process has the whole "

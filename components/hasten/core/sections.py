@@ -202,7 +202,7 @@ class Distributed:
             there are, groups of so many have a copy each.
         tensor: processes among which each layer is divided; 0: all that are left.
         bucket_mb: size of the buckets in which gradients are averaged while the backward pass goes on, 1 MB = 2^20
-            bytes, as of PyTorch; of ddp, as are the five after it.
+            bytes, as of PyTorch; of ddp, as are the seven after it.
         static_graph: every step uses the same parameters in the same order.
         unused_parameters: some parameters may have no part in a step's loss.
         bucket_views: gradients lie in their buckets, and are not copied there.
@@ -212,8 +212,8 @@ class Distributed:
         powersgd_start: steps before the first that is compressed by PowerSGD.
         average_every: steps after which processes average their parameters, in place of every step's gradients (local
             SGD, Stich 2019); 1: gradients, at every step. Of ddp. Between them each goes by its own rows, to which
-            clipping and batch normalization keep too. The moments of its optimizer are never averaged, and a checkpoint
-            has those of the first: what goes on from it ends otherwise than it would have, as with other seeds.
+            clipping and batch normalization keep too. The moments of its optimizer are never averaged. A checkpoint
+            has those of each process; what goes on from it in another arrangement ends otherwise than it would have.
         reduce_precision: of gradients while fsdp sums them.
         cpu_offload: what fsdp divides lies in the processor's memory while it is not used.
         reshard: fsdp divides the parameters of a block again after its forward pass, and collects them once more for
@@ -225,7 +225,7 @@ class Distributed:
         max_restarts: times that the processes are started again, from the last checkpoint, after one has died.
         mtbf_hours: mean time between failures of any of the processes, by which the interval of checkpoints is chosen
             from what one costs (Young 1974; Daly 2006); None: `callbacks.checkpoint_seconds`.
-        bandwidth_mbit: between two processes, 10^6 bits per second; None: what is measured.
+        bandwidth_mbit: between two processes, 10^6 bits per second, by which auto chooses; None: what is measured.
         memory_limit_mb: of each process, 1 MB = 10^6 bytes, by which auto chooses; None: what is free is shared.
     """
 

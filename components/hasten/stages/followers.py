@@ -238,8 +238,7 @@ class Planner:
                     raise Lost(f"hasten: {self._told_of_absent()} within {START_SECONDS:g} s")
                 self._raise_if_lost()
                 self._seen.clear()
-                for line in self._lines.values():
-                    line.send(do="look", file=str(token))
+                self._tell(do="look", file=str(token))
                 answered = self._changed.wait_for(self._have_looked, 2 * LOOK_SECONDS)
                 self._raise_if_lost()
                 blind = sorted(rank for rank, seen in self._seen.items() if not seen)
@@ -351,8 +350,9 @@ class Planner:
             while not self._over:
                 for key, _ in selector.select(_PAUSE_SECONDS):
                     if key.fileobj is self._server:
-                        connection, _ = self._server.accept()
-                        selector.register(Line(connection), selectors.EVENT_READ)
+                        with suppress(OSError):  # whoever called has hung up already
+                            connection, _ = self._server.accept()
+                            selector.register(Line(connection), selectors.EVENT_READ)
                         continue
                     line = key.fileobj
                     assert isinstance(line, Line)

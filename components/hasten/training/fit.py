@@ -125,8 +125,8 @@ def fit(
         steps: after which the training ends, with its whole schedule in them, in place of `settings.epochs`.
         clock: splits the time of each step into its phases; the result is the same with it.
         callbacks: that only watch.
-        group: of processes that train together, each of which calls this with the same arguments; the first writes the
-            checkpoints. None where this one trains alone.
+        group: of processes that train together, each of which calls this with the same arguments and writes its share
+            of the checkpoints. None where this one trains alone.
         plan: by which they divide the layers of the model.
 
     Raises:
