@@ -27,6 +27,8 @@ START_SECONDS = 900.0
 """That loading the rows, compiling and the first step may take."""
 BLOCK_SECONDS = 600.0
 """That a block of steps may take."""
+DEATH_SECONDS = 2.0
+"""From when a process that was killed closes its connections until it is known to be dead."""
 
 Spec = Mapping[str, Any]
 """What a training process is told, JSON-able: which training it is."""
@@ -197,6 +199,14 @@ def measure(
         return rounds.pace(begun)
 
 
+def soon(told: Callable[[], str]) -> str:
+    """What is told within `DEATH_SECONDS`; empty where nothing is."""
+    deadline = monotonic() + DEATH_SECONDS
+    while not (found := told()) and monotonic() < deadline:
+        sleep(0.05)
+    return found
+
+
 class Trainee:
     """A training in a process of its own, for the length of a `with` block; raises EngineError as `Process.ask`.
 
@@ -268,7 +278,9 @@ class Trainee:
         try:
             return self.process.ask(what, arguments, timeout=timeout, knob="a training step that hangs", pause=0.5)
         except EngineError as error:
-            if told := self.companions.told():  # what the first process says of that is that nobody answers
+            # Where another has died, what the first process says of that is that nobody answers: it may say so before
+            # the system has put an end to the other.
+            if self.companions.environment and (told := soon(self.companions.told)):
                 raise EngineError(f"{error}; {told}") from error
             raise
 
