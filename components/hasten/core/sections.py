@@ -385,7 +385,9 @@ class Launch:
         python: interpreter on the hosts.
         name: of the job.
         time: of SLURM, as its `--time`; None for the partition's own.
+        partition: of SLURM; None for the default one.
         image: of Kubernetes' containers.
+        namespace: of Kubernetes; None for that of the context.
         volume: name of the persistent volume claim that all containers share.
         mount: where it is, and where they work.
         memory_gb: of a container, 1 GB = 10^9 bytes; None for no limit.

@@ -182,7 +182,7 @@ def fit(
         if group and group.shape.pipeline > 1:
             from hasten.training.pipelined import micro_rows, pipelined, refuse
 
-            refuse(settings, loss, key)
+            refuse(student, settings, loss, key)
             first = few(rows, micro_rows(whole, step, group, key))
             pipeline = pipelined(
                 student,

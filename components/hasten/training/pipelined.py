@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from hasten.artefacts.wrapper import inner
 from hasten.core.errors import PassError
 from hasten.core.interfaces import Distillation
 from hasten.core.sections import Step, TrainingSettings
@@ -40,15 +41,20 @@ def micro_rows(settings: TrainingSettings, step: Step, group: Group, key: str) -
     return rows
 
 
-def refuse(settings: TrainingSettings, loss: Distillation | None, key: str) -> None:
+def refuse(model: nn.Module, settings: TrainingSettings, loss: Distillation | None, key: str) -> None:
     """Refuses what no stage of a pipeline could do alone.
 
     Args:
         key: of the config section with the settings.
 
     Raises:
-        PassError: rows are held out, or layers are compared.
+        PassError: rows are held out, layers are compared, or weights are held at zero.
     """
+    if inner(model) is not model:
+        raise PassError(
+            "distributed.pipeline can't divide a model whose weights are held at zero while it trains: distributed=fsdp "
+            "can"
+        )
     if settings.patience is not None:
         raise PassError(
             f"{key}.patience={settings.patience} needs the whole model to judge held-out rows, and a pipeline divides "
