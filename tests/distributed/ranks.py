@@ -91,6 +91,10 @@ def in_place() -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers)
 
 
+def with_slope() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.PReLU(), nn.Linear(32, 10))
+
+
 MLP_PLAN = TensorPlan(layers={"layers.1": "column", "layers.3": "row"})
 PLAN = TensorPlan(
     layers={
@@ -338,11 +342,13 @@ def facts(group: Group, folder: Path) -> dict[str, object]:
         for reshard in (True, False)
     }
     unpaired = Case(model=mlp, spread=tensor(), plan=TensorPlan(layers={"layers.1": "column"}))
+    between = Case(model=with_slope, spread=tensor(), plan=TensorPlan(layers={"1": "column", "3": "row"}))
     last = Case(model=mlp, spread=tensor(), plan=TensorPlan(layers={"layers.5": "column"}))
     return {
         "collectives": parts,
         "norm": norm_over_stages(group),
         "unpaired": refusal(unpaired, group, folder),
+        "between": refusal(between, group, folder),
         "last": refusal(last, group, folder),
     }
 

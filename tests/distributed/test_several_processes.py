@@ -142,3 +142,4 @@ def test_refuses_a_plan_by_which_the_model_would_be_another(together):
     facts = together(2, "facts")
     assert "model.tensor_plan: divided as it says the model does not run" in facts["unpaired"]
     assert "model.tensor_plan: divided as it says the model gives (4, 5) for (4, 10)" in facts["last"]
+    assert "model.tensor_plan: divided as it says the model gives other gradients of 2.weight" in facts["between"]

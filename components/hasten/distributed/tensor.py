@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ from hasten.distributed.group import Group
 from hasten.distributed.sharded import unviewed
 
 _TOLERANCE = 1e-3
-"""Largest difference between outputs of the model whole and divided, as a share of the largest output."""
+"""Largest difference between outputs of the model whole and divided, as a share of the largest output; of gradients
+likewise."""
 _HEAD_SIZES = ("head_size", "head_dim", "attention_head_size")
 """Attributes of attention modules: features of a head, which must stay together."""
 _PLACES = Shard(1)
@@ -45,7 +46,8 @@ def divide(model: nn.Module, plan: TensorPlan, group: Group, rows: Mapping[str, 
     What the plan does not name stays whole, and the same in all processes.
 
     Args:
-        rows: a few, on which it is tried that the divided model gives what the whole one does.
+        rows: a few, on which it is tried that the divided model gives what the whole one does, and that what stays
+            whole has the same gradients.
 
     Raises:
         ConfigError: the plan does not fit the model, or another plan would be right for it.
@@ -55,13 +57,14 @@ def divide(model: nn.Module, plan: TensorPlan, group: Group, rows: Mapping[str, 
         raise ConfigError(*problems)
     chosen = _chosen(network, plan, sequence_parallel=group.spread.sequence_parallel)
     _check(network, chosen, plan, size)
-    whole = _outputs(model, rows)
+    left = _left(model, network, chosen)
+    whole = _tried(model, rows, left)
     styles = {name: _style(word, group.spread.sequence_parallel) for name, word in chosen.items()}
     parallelize_module(network, group.mesh["tensor"], styles)
     for name, word in chosen.items():
         if word != "shared":  # after the hooks that make plain tensors of what a divided layer gives
             network.get_submodule(name).register_forward_hook(unviewed)
-    _compare(whole, model, rows, plan)
+    _compare(whole, model, rows, left, plan)
 
 
 def localize(model: nn.Module, plan: TensorPlan, size: int) -> list[nn.Module]:
@@ -238,22 +241,51 @@ def _dropped(module: nn.Dropout, mesh: DeviceMesh, part: Tensor) -> Tensor:
     return part * kept.chunk(mesh.size(), 1)[mesh.get_local_rank()]
 
 
-def _outputs(model: nn.Module, rows: Mapping[str, Tensor]) -> Tensor:
+def _left(model: nn.Module, network: nn.Module, chosen: Mapping[str, str]) -> list[str]:
+    """Names of parameters that learn and belong to none of the chosen modules."""
+    divided = {network.get_submodule(name) for name, word in chosen.items() if word != "shared"}
+    return [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad and module not in divided
+    ]
+
+
+class _Tried(NamedTuple):
+    """Outputs of a model, and by their names gradients of parameters; None of those that have no part in it."""
+
+    outputs: Tensor
+    gradients: Mapping[str, Tensor | None]
+
+
+def _tried(model: nn.Module, rows: Mapping[str, Tensor], names: Sequence[str]) -> _Tried:
     training = model.training
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         outputs = forward(model.eval(), rows)
+        parameters = [model.get_parameter(name) for name in names]
+        gradients = torch.autograd.grad(outputs.square().sum(), parameters, allow_unused=True) if names else ()
     model.train(training)
-    return outputs
+    return _Tried(outputs.detach(), dict(zip(names, gradients, strict=True)))
 
 
-def _compare(whole: Tensor, model: nn.Module, rows: Mapping[str, Tensor], plan: TensorPlan) -> None:
+def _compare(
+    whole: _Tried, model: nn.Module, rows: Mapping[str, Tensor], left: Sequence[str], plan: TensorPlan
+) -> None:
     told = f"{plan.key}: divided as it says the model"
     try:
-        divided = _outputs(model, rows)
+        divided = _tried(model, rows, left)
     except (RuntimeError, IndexError, TypeError) as error:
         raise ConfigError(f"{told} does not run: {first_line(error)}") from error
-    if divided.shape != whole.shape:
-        raise ConfigError(f"{told} gives {tuple(divided.shape)} for {tuple(whole.shape)}")
-    difference = (divided - whole).abs().max().item()
-    if not difference <= _TOLERANCE * max(1.0, whole.abs().max().item()):
+    if divided.outputs.shape != whole.outputs.shape:
+        raise ConfigError(f"{told} gives {tuple(divided.outputs.shape)} for {tuple(whole.outputs.shape)}")
+    difference = (divided.outputs - whole.outputs).abs().max().item()
+    if not difference <= _TOLERANCE * max(1.0, whole.outputs.abs().max().item()):
         raise ConfigError(f"{told} gives other outputs, by up to {difference:.2g}")
+    found = {name: (one, two) for name, one in whole.gradients.items() if (two := divided.gradients[name]) is not None}
+    largest = max((one.abs().max().item() for one, _ in found.values() if one is not None), default=0.0)
+    for name, (one, two) in found.items():
+        if one is not None and not (two - one).abs().max().item() <= _TOLERANCE * largest:
+            raise ConfigError(
+                f"{told} gives other gradients of {name}, which each process has from its part of the features alone"
+            )

@@ -52,8 +52,8 @@ def refuse(model: nn.Module, settings: TrainingSettings, loss: Distillation | No
     """
     if inner(model) is not model:
         raise PassError(
-            "distributed.pipeline can't divide a model whose weights are held at zero while it trains: distributed=fsdp "
-            "can"
+            "distributed.pipeline can't divide a model whose weights are held at zero while it trains: "
+            "distributed=fsdp can"
         )
     if settings.patience is not None:
         raise PassError(
