@@ -218,7 +218,11 @@ class Session:
         if self.speeds != TRAINING:
             return self.composer.compose(UNTOUCHED)
         plain = self.composer.compose([*UNTOUCHED, *PLAIN_LOADER])
-        return self.composer.edited(plain, [text for text in PLAIN_STEP if says_more(plain, text)])
+        spread = Distributed.of(plain.config["distributed"])
+        # A pipeline has no step without its micro-batches.
+        kept = "trainer.micro_batches" if spread.mesh(spread.devices).pipeline > 1 else ""
+        edits = [text for text in PLAIN_STEP if text.partition("=")[0] != kept and says_more(plain, text)]
+        return self.composer.edited(plain, edits)
 
     def best_untouched_engine(self, baseline: Candidate) -> UntouchedEngine:
         """The untouched model in the target's engine that runs it fastest.

@@ -9,6 +9,7 @@ import pytest
 
 from hasten import cli
 from hasten.core.files import read_json
+from hasten.core.preflight import refusals
 from hasten.session import Session
 
 AUTO = ("distributed=auto", "distributed.devices=2", "distributed.bandwidth_mbit=100000", "dry_run=true")
@@ -38,6 +39,13 @@ def test_what_is_typed_is_kept(made: Any) -> None:
     session = made("distributed.shards=2", "distributed.reshard=false")
     section = session.recipe.config["distributed"]
     assert (section["kind"], section["shards"], section["reshard"]) == ("fsdp", 2, False)
+
+
+def test_a_pipeline_is_held_against_one_that_can_run(tiny: tuple[str, ...], hydra: None, tmp_path: Path) -> None:
+    typed = ("objective=training", "distributed=pipeline", "trainer.micro_batches=2", "trainer.compile=none")
+    plain = Session.of([*tiny, *typed], tmp_path).untouched
+    assert plain.config["trainer"]["micro_batches"] == 2
+    assert not refusals(plain)
 
 
 def test_nothing_is_left_behind_and_the_table_is_shown(
