@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from hasten import cli
 from hasten.core.files import read_json
 from hasten.core.preflight import refusals
+from hasten.core.recipe import Composer
 from hasten.session import Session
+from hasten.stages.layout import _ingredients
 
 AUTO = ("distributed=auto", "distributed.devices=2", "distributed.bandwidth_mbit=100000", "dry_run=true")
 
@@ -33,6 +36,15 @@ def test_the_recipe_states_what_was_taken_and_says_what_it_was_taken_from(made: 
     # Batch normalization sees micro-batches alone, and this network has no plan: neither can be taken.
     assert "micro-batch" in known["pipeline 1F1B micro_batches=4"].refused
     assert "model.tensor_plan" in known["tensor"].refused
+
+
+def test_a_choice_is_kept_for_what_it_was_made_for(tiny: tuple[str, ...], hydra: None) -> None:
+    def key(*typed: str) -> str:
+        return _ingredients(Composer.of([*tiny, *AUTO, *typed]).compose(), (), SimpleNamespace(fingerprint="rows")).key
+
+    taught = ("student=cifar_resnet", "distillation=features")
+    assert key(*taught) == key(*taught)
+    assert key(*taught) != key(*taught, "distillation.student_layers=[layer1]")
 
 
 def test_what_is_typed_is_kept(made: Any) -> None:

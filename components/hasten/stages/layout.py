@@ -168,6 +168,8 @@ def _ingredients(recipe: Recipe, typed: Sequence[str], prepared: Prepared) -> In
             "typed": sorted(typed),
             "cores": num_cores(),
             "loader": recipe.section("loader")["cache"],
+            # Of these it is said which layouts they can't be combined with.
+            **{name: recipe.section(name) for name in ("distillation", "pruning", "quantization")},
             **{
                 name: {
                     "arch": recipe.section(name)["arch"],
