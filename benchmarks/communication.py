@@ -10,8 +10,9 @@ with each is profiled: what the profile says of the bytes of a step and of the t
 the interface counted and the step took before.
 
 Beside each is what the time model says (`distributed.timing`), from the rate that was declared, the latency of a small
-all-reduce, the step of one process with its share of the rows, and PowerSGD's arithmetic alone. Both processes measure
-these two at the same time before the trainings, so that they share the machine as they will.
+all-reduce, and the step of a process with its share of the rows in a group of its own, which is wrapped and compressed
+in the same way and sends nothing. Both processes measure it at the same time, before the trainings, so that they share
+the machine as they will.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 from hosts import Host, sent_bytes, two_hosts
 
@@ -149,35 +151,44 @@ def expected(arguments: argparse.Namespace, group: Any) -> dict[str, Any]:
     from hasten.core.interfaces import Input
     from hasten.core.sections import Step
     from hasten.distributed.footprint import PerRow
+    from hasten.distributed.group import Group
     from hasten.distributed.link import Link, timed
     from hasten.distributed.timing import Speeds, step_time
     from hasten.tasks.classification import Classification
-    from hasten.training.estimate import low_rank_seconds
     from hasten.training.footprint import footprint
+
+    @dataclass(frozen=True, kw_only=True)
+    class Apart(Group):
+        own: dist.ProcessGroup
+
+        @property
+        def rows_group(self) -> dist.ProcessGroup:
+            return self.own
 
     inputs = [Input(name="input", shape=(64,), dtype="float32")]
     targets = torch.zeros(1, dtype=torch.long)
     found = footprint(lambda: network(arguments.width), inputs, targets, Classification(), Step())
-    matrices = [(weight.rows, weight.columns) for weight in found.weights if weight.columns]
     link = Link(
         latency_seconds=group.agreed(timed().latency_seconds),
         bytes_per_second=Link.declared(arguments.mbit).bytes_per_second,
     )
-    training(arguments, 0, None, epochs=1)  # the first is slower
-    dist.barrier()
-    alone = training(arguments, 0, None, epochs=3)["step_ms"] / 1e3
-    dist.barrier()
-    low_rank = low_rank_seconds(matrices, arguments.rank, 1)
-    dist.barrier()
-    # What one process takes with its share of the rows holds all that is no communication.
-    speeds = Speeds(passes=PerRow(alone, 0.0), update=0.0, link=link, low_rank=low_rank)
-    times = {
-        compression: step_time(found, found, replace(group.spread, compression=compression), BATCH, Step(), speeds)
-        for compression in COMPRESSIONS
-    }
+    # What a process takes for its share of the rows, wrapped and compressed as in the group, but sending nothing.
+    own, _ = dist.new_subgroups(group_size=1)
+    alone: dict[str, float] = {}
+    for compression in ("none", *COMPRESSIONS):  # the first is slower
+        apart = Apart(spread=replace(group.spread, compression=compression), rank=0, size=1, own=own)
+        with patch.dict(os.environ, WORLD_SIZE="1", RANK="0"):
+            alone[compression] = training(arguments, 0, apart, epochs=3)["step_ms"] / 1e3
+        dist.barrier()
+    times = {}
+    for compression in COMPRESSIONS:
+        speeds = Speeds(passes=PerRow(alone[compression], 0.0), update=0.0, link=link)
+        spread = replace(group.spread, compression=compression)
+        times[compression] = step_time(found, found, spread, BATCH, Step(), speeds)
+    calculated = ", ".join(f"{1e3 * seconds:.1f} ms ({name})" for name, seconds in alone.items())
     told = (
-        f"one process takes {1e3 * alone:.1f} ms for its share of the rows, PowerSGD's arithmetic "
-        f"{1e3 * low_rank:.1f} ms; {arguments.mbit:g} Mbit/s, {1e3 * link.latency_seconds:.2f} ms a message"
+        f"without anything to send a step takes {calculated}; {arguments.mbit:g} Mbit/s, "
+        f"{1e3 * link.latency_seconds:.2f} ms a message"
     )
     return {"expected_ms": {name: 1e3 * time.seconds for name, time in times.items()}, "told": told}
 
@@ -238,7 +249,7 @@ def training(
             Rows(inputs={"input": (digits.data / 16).astype(np.float32)}, targets=digits.target),
             TrainingSettings(
                 epochs=epochs or arguments.epochs,
-                batch_size=BATCH if group else BATCH // 2,
+                batch_size=BATCH if group.size > 1 else BATCH // 2,
                 lr=0.001,
                 weight_decay=0.01,
             ),
@@ -248,7 +259,7 @@ def training(
             folder=Path(folder),
             checkpoint_seconds=1e9,
             progress=Silent(),
-            what=group.spread.compression if group else "one process",
+            what=group.spread.compression,
             key="model.training",
             callbacks=[steps, *callbacks],
             clock=clock,

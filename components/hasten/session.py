@@ -486,10 +486,18 @@ def _spread(composer: Composer, recipe: Recipe) -> Layouts:
     """What `distributed=auto` stands for in a recipe.
 
     Raises:
-        ConfigError: nothing fits.
+        ConfigError: nothing fits, or there are several hosts.
         HastenError: the model can't be looked at.
     """
     from hasten.stages.layout import choose
+
+    planner = followers.planner()
+    launched = recipe.config["pipeline"]["name"] == "launch" and recipe.config["launch"]["nodes"] > 1
+    if launched or (planner is not None and planner.place.world > planner.place.local_world):
+        raise ConfigError(
+            "distributed=auto weighs by the memory, the cores and the link of one host, and this run has several: name "
+            "the kind and its knobs (`dry_run=true` on one host shows the table)"
+        )
 
     return choose(
         recipe,
