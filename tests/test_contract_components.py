@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import itertools
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -179,6 +180,9 @@ def test_every_knob_is_explained_beside_it(group: str, option: str) -> None:
     assert node is not None
     lines = (conf_folder() / group / f"{option}.yaml").read_text().splitlines()
     indent = "  " if group in ("model", "student") else ""
+    if indent:  # other sections may speak of parts of the model by the same names
+        start = lines.index("arch:") + 1
+        lines = [*itertools.takewhile(lambda line: line.startswith(indent), lines[start:])]
     for knob in set(node) - STAGE_KEYS - {"_target_"}:
         (line,) = [line for line in lines if line.startswith(f"{indent}{knob}:")]
         assert "# " in line, f"{knob} has no comment"
