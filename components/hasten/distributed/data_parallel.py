@@ -54,7 +54,7 @@ def averaged(module: nn.Module, group: Group) -> DistributedDataParallel:
         wrapped.error_feedback = state  # type: ignore[assignment]  # no module
     elif spread.compression != "none":
         hook = {"float16": default_hooks.fp16_compress_hook, "bfloat16": _bfloat16}[spread.compression]
-        wrapped.register_comm_hook(None, hook)
+        wrapped.register_comm_hook(group.rows_group, hook)
     return wrapped
 
 
