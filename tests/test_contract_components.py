@@ -431,8 +431,8 @@ def test_what_a_strategy_tries_composes_and_makes_sense_somewhere(option: str, m
 
 
 def admissible(composer: Composer, edit: Edit) -> bool:
-    """Whether the edit passes the preflight on the engine of some recipe, or on several devices."""
-    for choice in (*(f"engine={engine}" for engine in options("engine")), "target=mixed"):
+    """Whether the edit passes the preflight on the engine of some recipe, on several devices, or in processes."""
+    for choice in (*(f"engine={engine}" for engine in options("engine")), "target=mixed", "distributed=ddp"):
         try:
             check(composer.compose([choice, *edit]))
         except ConfigError:
