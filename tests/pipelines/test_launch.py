@@ -140,7 +140,10 @@ def test_a_first_host_that_is_not_said_is_asked_for_by_the_shell(tmp_path: Path)
     ("typed", "problem"),
     [
         ((), "distributed=single is one process"),
-        (("distributed=auto", "launch.nodes=2"), "distributed=auto weighs by the memory, the cores and the link of one host"),
+        (
+            ("distributed=auto", "launch.nodes=2"),
+            "distributed=auto weighs by the memory, the cores and the link of one host",
+        ),
         (("distributed=ddp", "launch.nodes=3"), "distributed.devices=2 can't be divided by launch.nodes=3"),
         (("distributed=ddp", "launch.nodes=2", "launch.min_nodes=3"), "launch.min_nodes=3 is more than launch.nodes=2"),
         (
