@@ -129,7 +129,7 @@ def test_parts_see_the_rows_as_the_whole_batch_was_changed(tmp_path):
     taught = {"augment": [Noise()], "loss": Imitation(), "teachers": [teacher], "model": plain_net(nn.LeakyReLU())}
     in_parts = train(tmp_path / "parts", Step(micro_batches=3), **taught)
     # AdamW makes whole steps of gradients that are nothing but rounding, which differs from processor to processor.
-    assert_close(in_parts, train(tmp_path / "whole", **taught), rtol=1e-2, atol=2e-3)
+    assert_close(in_parts, train(tmp_path / "whole", **taught), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("kernels", ["foreach", "for_loop"])
@@ -279,10 +279,13 @@ def test_compiled_it_is_the_same_training_again_and_again(tmp_path):
     assert not counters["graph_break"]
     assert_same(killed_and_resumed(tmp_path / "again", step, **taught), once)
     assert type(once.model) is nn.Sequential
-    eager = train(tmp_path / "eager", **(taught | {"model": plain_net(nn.BatchNorm2d(8), nn.Dropout(0.0))}))
-    without = taught | {"model": plain_net(nn.BatchNorm2d(8), nn.Dropout(0.0))}
-    # The bias before a normalization has no gradient but rounding, of which AdamW makes whole steps.
-    assert_close(train(tmp_path / "compiled", step, **without), eager, rtol=1e-2, atol=1e-2)
+    still = plain_net(nn.BatchNorm2d(8), nn.Dropout(0.0))
+    still[
+        0
+    ].bias = None  # before a normalization its gradient is nothing but rounding, of which AdamW makes whole steps
+    without = taught | {"model": still}
+    eager = train(tmp_path / "eager", **without)
+    assert_close(train(tmp_path / "compiled", step, **without), eager, rtol=1e-2, atol=1e-3)
 
 
 def test_says_in_one_line_what_the_compiler_can_not_do(tmp_path, monkeypatch):
