@@ -87,6 +87,7 @@ CASES = {
         "GPipe": case("GPipe"),
         "1F1B, clipped": case("1F1B", 2, step=CLIPPED),
         "Interleaved1F1B, taught": case("Interleaved1F1B", taught=True),
+        "ZBVZeroBubble": case("ZBVZeroBubble"),
         "ZBVZeroBubble, bfloat16": case("ZBVZeroBubble", step={"precision": "bfloat16", "layout": "channels_last"}),
     },
     4: {

@@ -21,6 +21,8 @@ sys.path.insert(0, str(JOBS.parent))
 import jobs  # noqa: E402
 from jobs import Job  # noqa: E402
 
+sys.path.remove(str(JOBS.parent))
+
 TWO = {"kind": "ddp", "devices": 2}
 FSDP = {"kind": "fsdp", "devices": 2, "shards": 0}
 POWERSGD = TWO | {"bucket_mb": 0.001, "compression": "powersgd", "powersgd_rank": 2, "powersgd_start": 3}

@@ -21,6 +21,8 @@ sys.path.insert(0, str(JOBS.parent))
 import jobs  # noqa: E402
 from jobs import Job  # noqa: E402
 
+sys.path.remove(str(JOBS.parent))
+
 QUICK = "last_call_timeout=5,join_timeout=120,keep_alive_interval=2,keep_alive_max_attempt=3"
 
 

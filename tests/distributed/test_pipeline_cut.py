@@ -140,7 +140,8 @@ def test_hands_on_what_a_later_stage_uses_and_knows_lengths_by_itself():
 
 
 def test_the_expensive_layers_are_shared_out_by_cost_and_not_by_number():
-    wide = nn.Sequential(*(nn.Linear(8, 8) for _ in range(6)), nn.Linear(8, 3000), nn.Linear(3000, 8))
+    small = [nn.Linear(8, 8) for _ in range(5)]
+    wide = nn.Sequential(*small, nn.Linear(8, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 1024))
     _, plan = stages_of(wide, {"rows": torch.randn(256, 8)}, 2)
     assert plan.cut.before == ("_7",)
 

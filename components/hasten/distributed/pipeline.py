@@ -253,6 +253,12 @@ class _Stage(PipelineStage):
         with self.phase("backward"):
             super().backward_weight_one_chunk(*arguments, **knobs)
 
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[Any]:
+        """Sends contiguous tensors only, as all backends want; a gradient comes in the layout that its layer likes."""
+        if gradients := self.bwd_cache.get(bwd_chunk_id):
+            self.bwd_cache[bwd_chunk_id] = tuple(None if each is None else each.contiguous() for each in gradients)
+        return super().get_bwd_send_ops(bwd_chunk_id)
+
 
 class _StageModule(nn.Module):
     """A stage's graph as it is calculated; what it gives is contiguous and its own, so that it can be sent."""
