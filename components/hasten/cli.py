@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from traceback import print_exception
 
+from hasten.core.credentials import without_credentials
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.groups import GROUPS, conf_folder, options
 
@@ -158,6 +159,10 @@ def help_text(folders: Sequence[Path]) -> str:
         "  hasten doctor                                what works on this machine, and how to get what does not",
         "  hasten launch distributed=ddp launch.nodes=2    what starts the same run on several hosts",
         "  hasten init                                  write a small project of your own to start from",
+        "  hasten ui                                    look at the record of the runs in MLflow, until Ctrl-C",
+        "  hasten compare runs=[a,b]                    two runs side by side, with a paired verdict",
+        "  hasten report run=<id>                       the report of a run again, from what MLflow has of it",
+        "  hasten sync                                  log what runs could not while the tracking server was away",
         "  hasten -m run pruning=none,structured        sweep recipes over the same store",
         "  hasten run dry_run=true                      what would be done, and what the store already has",
         "  hasten run --cfg job                         the composed config, every knob with its value",
@@ -209,6 +214,9 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
         self.stream = sys.stderr
         super().emit(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        return without_credentials(super().format(record))
+
 
 def _log_to_stderr() -> None:
     logger = logging.getLogger("hasten")
@@ -258,7 +266,7 @@ def _report(error: Exception, *, traceback: bool) -> int:
     if traceback or not isinstance(error, HastenError):
         print_exception(error)
     else:
-        for line in str(error).splitlines():
+        for line in without_credentials(str(error)).splitlines():
             print(f"hasten: {line}", file=sys.stderr)
     return USAGE_ERROR if isinstance(error, ConfigError) else 1
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hasten.core.credentials import without_credentials
 from hasten.core.trial import Certificate, Drop, Interval, Quality, RequestLatency, Result, Trial
 from hasten.tracking import record
-from hasten.tracking.credentials import without_credentials
 
 
 @given(st.text(max_size=400))

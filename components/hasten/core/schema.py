@@ -22,6 +22,12 @@ class InitSection:
 
 
 @dataclass
+class UiSection:
+    host: str = MISSING
+    port: int = MISSING
+
+
+@dataclass
 class Schema:
     name: str | None = None
     seed: int = MISSING
@@ -29,6 +35,9 @@ class Schema:
     store: StoreSection = field(default_factory=StoreSection)
     init: InitSection = field(default_factory=InitSection)
     launch: Any = None
+    run: str | None = None
+    runs: list[str] = field(default_factory=list)
+    ui: UiSection = field(default_factory=UiSection)
     pipeline: Any = None
     data: Any = None
     task: Any = None

@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 
+from hasten.core.credentials import without_credentials
 from hasten.core.trial import (
     Evaluation,
     Interval,
@@ -18,7 +19,6 @@ from hasten.core.trial import (
     TrainingResult,
     Trial,
 )
-from hasten.tracking.credentials import without_credentials
 
 MAX_KEY = 250
 """Characters of a name that MLflow accepts."""
@@ -43,6 +43,11 @@ def params(overrides: Sequence[str]) -> dict[str, str]:
     """Overrides as parameters, as the user typed them: `+a.b=1` is `a.b: 1`, `~a.b` is `a.b: ~`."""
     split = [override.lstrip("+~").partition("=")[::2] for override in overrides]
     return {key(name): value(given or "~") for name, given in split}
+
+
+def choices(trial: Trial) -> dict[str, str]:
+    """What matters of a trial's recipe, also where it goes without saying, so that runs can be compared by it."""
+    return {key(name): value(chosen) for name, chosen in trial.choices.items()}
 
 
 def trial_name(trial: Trial) -> str:
