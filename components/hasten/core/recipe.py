@@ -49,7 +49,7 @@ RESULT_SECTIONS = (
 
 WALK_SECTIONS = (
     *("pipeline", "dry_run", "init", "launch", "store"),
-    *("tracking", "planner", "objective", "strategy", "callbacks"),
+    *("tracking", "planner", "objective", "strategy", "space", "callbacks"),
 )
 """Sections that say what to do with a recipe; they are no part of its overrides."""
 
