@@ -53,6 +53,7 @@ class Schema:
     planner: Any = None
     strategy: Any = None
     strategies: Any = None
+    space: Any = None
     tracking: Any = None
     experiment: Any = None
     debug: Any = None
