@@ -28,12 +28,18 @@ class UiSection:
 
 
 @dataclass
+class SweepSection:
+    again: str | None = None
+
+
+@dataclass
 class Schema:
     name: str | None = None
     seed: int = MISSING
     dry_run: bool = MISSING
     store: StoreSection = field(default_factory=StoreSection)
     init: InitSection = field(default_factory=InitSection)
+    sweep: SweepSection = field(default_factory=SweepSection)
     launch: Any = None
     run: str | None = None
     runs: list[str] = field(default_factory=list)
@@ -56,6 +62,7 @@ class Schema:
     planner: Any = None
     strategy: Any = None
     strategies: Any = None
+    space: Any = None
     tracking: Any = None
     experiment: Any = None
     debug: Any = None

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 KEPT = ("summary.json", "report.html", "layouts.json", "placement.json", "placement.svg", "plots")
 """Of a run's folder, beside the model."""
+SWEEP_VARIABLE = "HASTEN_SWEEP"
+"""Environment variable that names the sweep which a run belongs to."""
 RETRY_SECONDS = 20.0
 """After a store was found to be away, until it is tried again: looking for it costs seconds."""
 
@@ -89,6 +91,8 @@ class MlflowTracker(Tracker):
             "hasten.process": _process(),
             "hasten.folder": str(folder),
         }
+        if sweep := os.environ.get(SWEEP_VARIABLE):
+            tags["hasten.sweep"] = sweep
         self._record(
             _create(self._parent, name, tags),
             Log(run=self._parent, params=record.params(overrides)),
