@@ -59,7 +59,7 @@ def conclude(session: Session, best: Candidate, *, engine: UntouchedEngine, stop
     )
     _deploy(session, best, result)
     _keep_placement(session, best)
-    write_json(session.folder / "summary.json", plain_without_credentials(to_json(result)))
+    write_json(session.folder / "summary.json", plain_without_credentials(to_json(result)), sort_keys=False)
     write_text(session.folder / "report.html", without_credentials(report(result)))
     _draw(session, result)
     session.tracker.finish(result, session.folder, "FINISHED")

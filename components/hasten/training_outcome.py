@@ -36,7 +36,7 @@ def conclude_training(session: Session, best: Candidate, *, stopped: str) -> Tra
         machine=asdict(machine()),
         tracking_command=session.tracker.command(),
     )
-    write_json(session.folder / "summary.json", plain_without_credentials(to_json(result)))
+    write_json(session.folder / "summary.json", plain_without_credentials(to_json(result)), sort_keys=False)
     write_text(session.folder / "report.html", without_credentials(report(result)))
     session.tracker.finish(result, session.folder, "FINISHED")
     return result

@@ -16,6 +16,8 @@ from urllib.request import urlopen
 import pytest
 
 from hasten import cli
+from hasten.core.trial import Interval
+from hasten.reporting.units import ratio_interval
 
 SECRET = "hunter2-and-more"
 TOKEN = "tok-5f2a77c1"
@@ -37,7 +39,7 @@ def recorded(hasten: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     before = os.environ.get("MLFLOW_TRACKING_PASSWORD")
     os.environ["MLFLOW_TRACKING_PASSWORD"] = SECRET
     try:
-        said = f"model.checkpoint_keys={{a:'https://me:{SECRET}@host/a?token={TOKEN}'}}"
+        said = f"+model.checkpoint_keys.a='https://me:{SECRET}@host/a?token={TOKEN}'"
         done = hasten("run", "engine=onnxruntime", *typed, said)
     finally:
         if before is None:
@@ -144,9 +146,8 @@ def test_two_runs_are_put_side_by_side(recorded: Any, tmp_path: Path, capsys: py
     baseline, given = (run.info.run_id for run in below(recorded, recorded.parent))
     assert cli.run(["compare", f"runs=[{baseline},{given}]", *recorded.typed, f"hydra.run.dir={tmp_path}/left"]) == 0
     printed = capsys.readouterr().out
-    speedup = recorded.done.summary["speedup"]["eager"]
+    told = ratio_interval(Interval(**recorded.done.summary["speedup"]["eager"]))
     assert re.search(r"engine\W+eager\W+onnxruntime", printed)
-    told = f"{speedup['value']:.2f}x [{speedup['low']:.2f}, {speedup['high']:.2f}]"
     assert f"The second is surely faster: {told}" in printed
     assert "Paired: they were measured in turns, block beside block, in one session." in printed
     page = (tmp_path / "left" / "compare.html").read_text()
@@ -166,7 +167,7 @@ def test_two_runs_are_put_side_by_side(recorded: Any, tmp_path: Path, capsys: py
         (("report", "run=0"), "is no run in|may be"),
         (("compare",), "runs must name two runs, got 0"),
         (("compare", "runs=[a]"), "runs must name two runs, got 1"),
-        (("compare", "runs=[a,b]"), "runs=a is no run in sqlite:///"),
+        (("compare", "runs=[x,y]"), "runs=x is no run in sqlite:///"),
         (("sync", "runs=[there-is-none]"), "there-is-none is no folder of a run"),
         (("ui", "ui.host=203.0.113.7"), "203.0.113.7:5000 can't be listened at"),
         (("ui", "ui.port=99999"), "99999"),

@@ -28,6 +28,7 @@ class Server:
     """MLflow's store as its client shows it, in memory; calls with these numbers fail, before or after they did it."""
 
     fails: Callable[[int], str] = lambda number: ""
+    tracking_uri: str = "http://server"
     calls: int = 0
     experiments: list[str] = field(default_factory=list)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -239,7 +240,7 @@ def test_says_once_that_it_is_away_and_at_the_end_how_it_is_logged_later(
     first, last = (entry.getMessage() for entry in caplog.records)
     assert first.startswith("tracking: http://***@127.0.0.1:9 is away, the run goes on and is logged when it is back: ")
     assert first.endswith("Connection refused")
-    assert "6 records of this run in" in last
+    assert "7 records of this run in" in last
     assert "`hasten sync`" in last
     assert "hunter2" not in "".join(path.read_text() for path in run_folder.rglob("unlogged/**/*.json"))
 

@@ -150,12 +150,13 @@ class MlflowTracker(Tracker):
             operations.append(Rename(run=run, name=record.result_name(self._name, result)))
         names = [name for name in KEPT if (folder / name).exists()]
         operations.append(KeepFiles(run=run, files={name: name for name in names}))
-        if (folder / "model").is_dir():
-            tags = {name: shown[name] for name in ("verdict", "hasten.rebuild") if name in shown}
-            operations.append(KeepModel(run=run, folder="model", points=points, register=self.register, tags=tags))
         operations.append(End(run=run, status=status, end_ms=_now_ms()))
-        self._record(*operations, at_once=True)
         assert self._journal is not None
+        if (folder / "model").is_dir():
+            self._journal.add(operations)
+            tags = {name: shown[name] for name in ("verdict", "hasten.rebuild") if name in shown}
+            operations = [KeepModel(run=run, folder="model", points=points, register=self.register, tags=tags)]
+        self._record(*operations, at_once=True)
         if num_pending := self._journal.num_pending:
             log.warning(
                 "tracking: %s is still away; %s of this run in %s will be logged by the next run with this "

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hasten.tracking import connection
+
 log = logging.getLogger(__name__)
 
 KEY = "hasten.key"
@@ -260,9 +262,9 @@ class KeepModel(Operation):
                 client.log_batch(run, metrics=points[first : first + MAX_METRICS_PER_CALL])
             client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         if self.register is not None:
-            self._registered(client, self.register, run, model.model_id)
+            self._registered(client, self.register, run, model)
 
-    def _registered(self, client: Any, name: str, run: str, model: str) -> None:
+    def _registered(self, client: Any, name: str, run: str, model: Any) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -272,7 +274,10 @@ class KeepModel(Operation):
                 raise
         versions = client.search_model_versions(f"name = '{name}' AND run_id = '{run}'")
         if not versions:
-            client.create_model_version(name, f"models:/{model}", run_id=run, tags=dict(self.tags), model_id=model)
+            # Of a local store MLflow 3.17 would look for the model's URI in its global store, which is the user's.
+            server = connection.is_server(client.tracking_uri)
+            source = f"models:/{model.model_id}" if server else model.artifact_location
+            client.create_model_version(name, source, run_id=run, tags=dict(self.tags), model_id=model.model_id)
 
 
 KINDS: Mapping[str, type[Operation]] = {
