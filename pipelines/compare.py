@@ -86,6 +86,9 @@ def main(session: Session) -> int:
 def pair(first: Chosen, second: Chosen, session: Session) -> Pairing:
     """How much faster the second is, by the best evidence that there is."""
     one, other = first.trial, second.trial
+    for trial, name in ((one, "first"), (other, "second")):
+        if trial.evaluation is None and trial.training is None:
+            return Pairing(ratio=None, how=f"The {name} was not measured: {trial.reason}")
     if one.evaluation is None or other.evaluation is None:
         return _by_way_of_plain(first, second)
     if one.evaluation.emulated or other.evaluation.emulated:

@@ -67,13 +67,14 @@ def conclude(session: Session, best: Candidate, *, engine: UntouchedEngine, stop
 
 
 def _draw(session: Session, result: Result) -> None:
-    """The report's figures as pictures of their own, which a tracking UI shows."""
+    """The report's figures as pages of their own, which a tracking UI shows."""
     from hasten.reporting import plots
+    from hasten.reporting.page import picture
 
     figures = {"front": plots.front(result), "iterations": plots.best_over_iterations(result)}
-    for name, picture in figures.items():
-        if picture:
-            write_text(session.folder / "plots" / f"{name}.svg", without_credentials(picture))
+    for name, svg in figures.items():
+        if svg:
+            write_text(session.folder / "plots" / f"{name}.html", without_credentials(picture(name, svg)))
 
 
 def front(candidates: Sequence[Candidate], optimize: str = "p50") -> tuple[int, ...]:

@@ -606,9 +606,11 @@ def _files(folder: Path, trial: Trial) -> dict[str, Path]:
         found[error.name] = error
     if trial.profile is not None:
         from hasten.reporting import plots
+        from hasten.reporting.page import picture
 
-        found["profile.svg"] = folder / "plots" / f"profile-{trial.number:02d}.svg"
-        write_text(found["profile.svg"], plots.profiles([(f"trial {trial.number}", trial.profile)]))
+        found["profile.html"] = folder / "plots" / f"profile-{trial.number:02d}.html"
+        title = f"trial {trial.number}"
+        write_text(found["profile.html"], picture(title, plots.profiles([(title, trial.profile)])))
     return found
 
 

@@ -164,7 +164,6 @@ def test_two_runs_are_put_side_by_side(recorded: Any, tmp_path: Path, capsys: py
     [
         (("report",), "run has no value and needs one"),
         (("report", "run=nothing"), "run=nothing is no run in sqlite:///"),
-        (("report", "run=0"), "is no run in|may be"),
         (("compare",), "runs must name two runs, got 0"),
         (("compare", "runs=[a]"), "runs must name two runs, got 1"),
         (("compare", "runs=[x,y]"), "runs=x is no run in sqlite:///"),
@@ -179,7 +178,7 @@ def test_what_makes_no_sense_is_told_in_one_line(
     assert cli.run([*typed, *recorded.typed]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("hasten: ")
-    assert re.search(re.escape(told).replace(r"\|", "|"), line)
+    assert told in line
 
 
 @pytest.mark.slow

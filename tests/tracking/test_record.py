@@ -119,3 +119,13 @@ def test_hides_what_opens_doors_in_queries_and_headers_and_nothing_else(said: st
 def test_hides_the_secrets_of_the_environment_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "0f9d8c7b")
     assert without_credentials("it answers 401 to 0f9d8c7b") == "it answers 401 to ***"
+
+
+def test_descriptions_begin_with_the_reason_and_end_with_the_command_line_by_line(
+    trials: Sequence[Trial],
+) -> None:
+    trial = replace(trials[1], rebuild="hasten run pruning=structured 'target.engines=[eager]'")
+    note = record.trial_note(trial).split("\n")
+    assert note[0] == "**accepted**: 1.8 times as fast, drop at most 0.4 points"
+    assert "Bottleneck from here on: **compute**" in note[2]
+    assert note[-5:] == ["```", "hasten run \\", "  pruning=structured \\", "  'target.engines=[eager]'", "```"]

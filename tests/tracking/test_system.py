@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,12 @@ from hasten.tracking.system import Meter
 
 
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="there is no /proc")
-def test_tells_means_since_the_last_reading_under_the_names_of_mlflow(tmp_path: Path) -> None:
+def test_tells_what_was_used_under_the_names_of_mlflow(tmp_path: Path) -> None:
     meter = Meter(folder=tmp_path)
-    time.sleep(0.05)
     found = meter.read()
     assert 0 <= found["system/cpu_utilization_percentage"] <= 100
     assert 0 < found["system/system_memory_usage_percentage"] < 100
     assert found["system/disk_available_megabytes"] > 0
-    assert found["system/seconds"] >= 0.05
-    assert meter.read()["system/seconds"] < found["system/seconds"]
 
 
 def test_tells_nothing_where_the_kernel_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ KEY = "hasten.key"
 """Tag by which a run is found again; made where it is recorded, so that it is known before the store knows the run."""
 MAX_PARAMS_PER_CALL = 100
 MAX_METRICS_PER_CALL = 1000
-DIGEST_CHARACTERS = 36
-"""That MLflow keeps of a dataset's digest."""
+DIGEST_CHARACTERS = 12
+"""Of a fingerprint that stand beside the name of the rows in the UI; all of it is in their source."""
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,14 +26,13 @@ class Meter:
 
     folder: Path
     _before: Mapping[str, float] = field(default_factory=dict)
-    _read: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._before = _counters()
 
     def read(self) -> dict[str, float]:
         """Means and sums since the last reading, and what is used now; empty where there is no /proc."""
-        counters, before, now = _counters(), self._before, time.monotonic()
+        counters, before = _counters(), self._before
         if not counters:
             return {}
         all_ticks = counters["ticks"] - before["ticks"]
@@ -42,11 +40,10 @@ class Meter:
             "cpu_utilization_percentage": 100 * (1 - (counters["idle"] - before["idle"]) / max(all_ticks, 1.0)),
             "network_receive_megabytes": (counters["received"] - before["received"]) / MB,
             "network_transmit_megabytes": (counters["sent"] - before["sent"]) / MB,
-            "seconds": now - self._read,
             **_memory(),
             **_disk(self.folder),
         }
-        self._before, self._read = counters, now
+        self._before = counters
         return {f"system/{name}": round(value, 3) for name, value in found.items()}
 
 

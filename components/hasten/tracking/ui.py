@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
@@ -45,6 +46,8 @@ def serve(uri: str, artifacts: str, *, host: str, port: int, told: Callable[[str
     ):
         raise ConfigError(f"{database} is not there yet: no run has been recorded (tracking.uri)")
     chosen = _free(host, port)
+    for kind in (signal.SIGINT, signal.SIGTERM):  # also where a shell started it in the background
+        signal.signal(kind, signal.default_int_handler)
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
             [
@@ -111,16 +114,9 @@ def _wait(server: subprocess.Popen[bytes], address: str) -> None:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """All of its processes."""
+    """All of its processes; those that don't end by themselves are killed."""
     for kind in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(server.pid, kind)
-        except ProcessLookupError:
-            break
-        try:
+        with suppress(subprocess.TimeoutExpired):
             server.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            continue
-        if kind == signal.SIGTERM:
-            continue  # workers may outlive it for a moment
-    server.wait(SECONDS_TO_END)
