@@ -133,8 +133,10 @@ def with_machine(arguments: Sequence[str], folders: Sequence[Path]) -> list[str]
         return [*arguments]
     from hasten.core import schema
     from hasten.core.recipe import left_to_the_machine
+    from hasten.sweeping import launchers
 
     schema.register()
+    launchers.register()
     places = [place for place, _ in enumerate(arguments) if _is_override(arguments, place)]
     mine = [folder for folder in folders if folder != conf_folder()]
     said = left_to_the_machine([arguments[place] for place in places], mine)
