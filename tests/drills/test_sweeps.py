@@ -203,6 +203,7 @@ def test_a_job_whose_process_dies_fails_alone(launcher: str, tmp_path: Path) -> 
     assert jobs[1]["reason"].startswith("its process died: ")
 
 
+@pytest.mark.filterwarnings("default")  # Ray has many of its own
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray and hydra-ray-launcher")
 def test_two_nodes_of_ray_give_the_same_table_as_joblib(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
