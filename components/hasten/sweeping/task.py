@@ -133,7 +133,7 @@ def write_outcome(folder: Path, config_digest: str, *, code: int, reason: str, s
         "config": config_digest,
         "code": code,
         "verdict": verdict,
-        "reason": reason or (f"ended with exit code {code}" if code else ""),
+        "reason": without_credentials(reason) or (f"ended with exit code {code}" if code else ""),
         "seconds": round(seconds, 3),
         "summary": SUMMARY_FILE if (folder / SUMMARY_FILE).is_file() else None,
     }
