@@ -719,12 +719,11 @@ def latencies(rows: Sequence[tuple[str, Mapping[str, Interval]]]) -> str:
                 axes.annotate(told, (it.high, height), (6, -3), textcoords="offset points", color=colour, fontsize=8)
         axes.set_yticks(range(len(percentiles)), percentiles)
         axes.set_ylim(len(percentiles) - 0.4, -0.6)
-        axes.set_xlim(left=0)
-        axes.margins(x=0.12)
+        axes.set_xlim(0, 1.15 * max(it.high for _, found in rows for it in found.values()))
         axes.set_xlabel("milliseconds of one request")
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(rows), frameon=False)
 
-    return _svg("latencies", draw, 2.4)
+    return _svg("latencies", draw, 2.7)
 
 
 def _svg(name: str, draw: Any, height_inches: float) -> str:
