@@ -110,7 +110,7 @@ def component(group: str, option: str) -> dict[str, Any] | None:
     return node if isinstance(node, dict) and node.get("_target_") else None
 
 
-OPTIONS = [(group, option) for group in (*GROUPS, "strategy") for option in options(group)]
+OPTIONS = [(group, option) for group in (*GROUPS, "strategy", "space") for option in options(group)]
 COMPONENTS = [(group, option) for group, option in OPTIONS if group in GROUPS and component(group, option)]
 CONSTRUCTED = [(group, option) for group, option in COMPONENTS if group not in ("model", "student")]
 VALUES = [(group, option) for group, option in CONSTRUCTED if group != "tracking"]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from traceback import print_exception
 
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.groups import GROUPS, conf_folder, options
@@ -173,55 +170,20 @@ def help_text(folders: Sequence[Path]) -> str:
 
 def _through_hydra(arguments: Sequence[str], *, traceback: bool) -> int:
     from hydra import main as hydra_main
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig
 
     from hasten.core import schema
-    from hasten.session import Session
+    from hasten.sweeping import launchers, sweeper
+    from hasten.sweeping.task import Task, log_to_stderr
 
     schema.register()
-    _log_to_stderr()
-    codes: list[int] = []
-
-    @hydra_main(version_base="1.3", config_path="pkg://hasten.conf", config_name="config")
-    def job(config: DictConfig) -> int:
-        hydra = HydraConfig.get()
-        try:
-            pipeline = import_module(f"hasten.pipelines.{config.pipeline.name}")
-            # A pipeline that works whatever the recipe is makes its own session, in which nothing has been checked.
-            make_session = getattr(pipeline, "session", Session.of)
-            folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
-            codes.append(pipeline.main(make_session(overrides, folder, config_folders(arguments))))
-        except Exception as error:
-            codes.append(_report(error, traceback=traceback))
-        _remove_empty(Path(hydra.runtime.output_dir))
-        return codes[-1]
-
-    with _errors_from_hydra(), _command_line(["hasten", *arguments]):
-        job()
-    return max(codes, default=0)
-
-
-class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to whatever stderr is at the time: a live display puts its own in place, and lines go above it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
-
-
-def _log_to_stderr() -> None:
-    logger = logging.getLogger("hasten")
-    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
-        logger.addHandler(_Stderr())
-        logger.setLevel(logging.INFO)
-
-
-def _remove_empty(folder: Path) -> None:
-    """Takes back the output folder that Hydra made for a run which left nothing in it."""
-    while folder != Path.cwd() and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
+    launchers.register()
+    sweeper.register(sweeper.HastenSweeper)
+    log_to_stderr()
+    task = Task(folders=tuple(config_folders(arguments)), traceback=traceback)
+    start = hydra_main(version_base="1.3", config_path="pkg://hasten.conf", config_name="config")
+    with _errors_from_hydra(), _command_line(["hasten", *sweeper.with_late_knobs(arguments)]):
+        start(task)()
+    return max(task.codes, default=0)
 
 
 @contextmanager
@@ -254,13 +216,9 @@ def _command_line(arguments: list[str]) -> Iterator[None]:
 
 
 def _report(error: Exception, *, traceback: bool) -> int:
-    """One line for each problem; a traceback for a bug of ours, or where HYDRA_FULL_ERROR=1 asks for one."""
-    if traceback or not isinstance(error, HastenError):
-        print_exception(error)
-    else:
-        for line in str(error).splitlines():
-            print(f"hasten: {line}", file=sys.stderr)
-    return USAGE_ERROR if isinstance(error, ConfigError) else 1
+    from hasten.sweeping.task import report
+
+    return report(error, traceback=traceback)
 
 
 def _explained(error: Exception, arguments: Sequence[str]) -> Exception:

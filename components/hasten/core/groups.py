@@ -23,6 +23,7 @@ GROUPS = (
     "objective",
     "planner",
     "strategy",
+    "space",
     "tracking",
     "experiment",
     "debug",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -132,6 +133,21 @@ def binding(evaluation: Evaluation, objective: Objective) -> str | None:
     """The limit that is broken most, and by how much; None where all hold."""
     broken = [limit for limit in _limits(evaluation, objective) if limit.excess > 0]
     return max(broken, key=lambda limit: limit.excess).told if broken else None
+
+
+def excesses(evaluation: Evaluation, objective: Objective) -> dict[str, float]:
+    """Where a candidate stands against everything that it has to hold: above 0 where it does not.
+
+    Name of a limit (`speed`, `size`, `memory`, `throughput`) -> relative distance beyond it; name of a metric -> what
+    it may have lost beyond what is tolerated, infinite where it can't be compared with the baseline.
+    """
+    found: dict[str, float] = {limit.quantity: limit.excess for limit in _limits(evaluation, objective)}
+    judged = {name: each for name, each in evaluation.metrics.items() if each.max_drop is not None}
+    lost = {
+        name: each.drop.bound - each.max_drop if each.drop is not None and each.max_drop is not None else math.inf
+        for name, each in judged.items()
+    }
+    return {**lost, **found}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -188,6 +188,8 @@ def _loose_ends(recipe: Recipe) -> Iterator[str]:
         yield f"days must be a number of at least 0 or null, got {days!r} (store.days)"
     if not 0 <= config["seed"] < 2**32:
         yield f"seed must be an integer in [0, 2^32), got {config['seed']} (seed)"
+    if (again := config["sweep"]["again"]) not in (None, "failed", "all"):
+        yield f"again must be one of failed, all or null, got {again!r} (sweep.again)"
     if config["store"]["action"] not in ("list", "verify", "prune"):
         yield f"action must be one of list, verify, prune, got {config['store']['action']!r} (store.action)"
 

@@ -48,8 +48,8 @@ RESULT_SECTIONS = (
 """Sections that decide what a recipe gives. Tracking, callbacks, objective and planner never do."""
 
 WALK_SECTIONS = (
-    *("pipeline", "dry_run", "init", "launch", "store"),
-    *("tracking", "planner", "objective", "strategy", "callbacks"),
+    *("pipeline", "dry_run", "init", "launch", "store", "sweep", "hparams_search"),
+    *("tracking", "planner", "objective", "strategy", "space", "callbacks"),
 )
 """Sections that say what to do with a recipe; they are no part of its overrides."""
 

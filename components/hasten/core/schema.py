@@ -22,12 +22,18 @@ class InitSection:
 
 
 @dataclass
+class SweepSection:
+    again: str | None = None
+
+
+@dataclass
 class Schema:
     name: str | None = None
     seed: int = MISSING
     dry_run: bool = MISSING
     store: StoreSection = field(default_factory=StoreSection)
     init: InitSection = field(default_factory=InitSection)
+    sweep: SweepSection = field(default_factory=SweepSection)
     launch: Any = None
     pipeline: Any = None
     data: Any = None
@@ -47,6 +53,7 @@ class Schema:
     planner: Any = None
     strategy: Any = None
     strategies: Any = None
+    space: Any = None
     tracking: Any = None
     experiment: Any = None
     debug: Any = None
