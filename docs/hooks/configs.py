@@ -93,8 +93,9 @@ def page(group: str) -> str:
 
 
 def option(file: Path, group: str) -> list[str]:
-    found = list(knobs(file, group.replace("/", ".")))
-    target = next((knob.default for knob in found if knob.key.count("._target_") and knob.key.count(".") == 1), None)
+    prefix = group.replace("/", ".")
+    found = list(knobs(file, prefix))
+    target = next((knob.default for knob in found if knob.key == f"{prefix}._target_"), None)
     lines = [f"Class: `{target}`", ""] if target else []
     others = [knob for knob in found if not knob.key.endswith("._target_") or knob.comment]
     return lines + (table(others) if others else ["It has no knobs."])
