@@ -8,6 +8,7 @@ rebuild it, and so does the command line that a result names.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hasten.notebook.rows import Rows
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Outcome", "Report", "composing", "optimize", "run"]
 
@@ -102,19 +105,18 @@ def _told(overrides: Sequence[str], model: Any, data: Any) -> list[str]:
     said = {text.lstrip("+~").partition("=")[0] for text in overrides}
     for name, given in (("model", model), ("data", data)):
         if given is not None and name in said:
-            (twice,) = [text for text in overrides if text.startswith(f"{name}=")] or [name]
-            raise ConfigError(f"{name} is given twice: as an object, and by the override {twice}")
+            raise ConfigError(f"{name} is given twice: as an object, and by the override {name}=...")
     if model is None and data is None:
         return []
     folder = Path(str(Composer.of(overrides).setting("store.folder"))) / GIVEN
+    from hasten.notebook import modules, rows
+
     told: list[str] = []
     if data is not None:
-        from hasten.notebook import rows
-
         told += rows.kept(data, folder)
     if model is not None:
-        from hasten.notebook import modules
-
+        if modules.trained(model) and data is not None and not rows.divided(data):
+            log.warning("the model comes with its weights: if it has seen some of these rows, give data by split")
         code_folder(folder.parent).mkdir(parents=True, exist_ok=True)
         if (place := str(code_folder(folder.parent))) not in sys.path:
             sys.path.append(place)

@@ -57,6 +57,11 @@ class Kept:
     overrides: tuple[str, ...]
 
 
+def trained(model: Any) -> bool:
+    """Whether the model brings weights along."""
+    return isinstance(model, nn.Module)
+
+
 def kept(model: nn.Module | Callable[..., nn.Module], folder: Path) -> Kept:
     """Writes what rebuilds the model below the folder, `code/` and weights, and gives the overrides that name it.
 

@@ -98,7 +98,7 @@ class Outcome:
 
     def __str__(self) -> str:
         text = StringIO()
-        Screen(Console(file=text, width=_WIDTH, no_color=True)).summary(self.result)
+        Screen(Console(file=text, width=_WIDTH, no_color=True, force_jupyter=False)).summary(self.result)
         return text.getvalue()
 
     __repr__ = __str__

@@ -39,6 +39,11 @@ def kept(data: Rows, folder: Path) -> list[str]:
     return _npz(table, folder / f"rows-{digest}.npz")
 
 
+def divided(data: Rows) -> bool:
+    """Whether the data say which rows are tested on."""
+    return hasattr(data, "train_dataloader") or (isinstance(data, Mapping) and len(data) > 1)
+
+
 def _table(data: Rows) -> Table:
     if isinstance(data, Mapping):
         return _of_splits(data)
