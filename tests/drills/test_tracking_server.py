@@ -88,7 +88,7 @@ def postgres() -> Iterator[str]:
         port = free.getsockname()[1]
     listens = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder)]
     server = subprocess.Popen(["postgres", "-D", str(folder / "data"), *listens], stderr=subprocess.DEVNULL, **as_user)
-    uri = f"postgresql://hasten@127.0.0.1:{port}/postgres"
+    uri = f"postgresql+psycopg2://hasten@127.0.0.1:{port}/postgres"
     try:
         deadline = time.monotonic() + 60
         while connection.away(uri) and time.monotonic() < deadline:
