@@ -93,7 +93,7 @@ def page(group: str) -> str:
 
 
 def option(file: Path, group: str) -> list[str]:
-    prefix = group.replace("/", ".")
+    prefix = "" if FLAGS.match(file.read_text(encoding="utf-8")) else group.replace("/", ".")
     found = list(knobs(file, prefix))
     target = next((knob.default for knob in found if knob.key == f"{prefix}._target_"), None)
     lines = [f"Class: `{target}`", ""] if target else []
