@@ -172,12 +172,12 @@ def _through_hydra(arguments: Sequence[str], *, traceback: bool) -> int:
     from hydra import main as hydra_main
 
     from hasten.core import schema
-    from hasten.sweeping import launchers, sweeper
+    from hasten.sweeping import launchers, optuna, sweeper
     from hasten.sweeping.task import Task, log_to_stderr
 
     schema.register()
     launchers.register()
-    sweeper.register(sweeper.HastenSweeper)
+    sweeper.register(sweeper.HastenSweeper, optuna.OptunaSweeper)
     log_to_stderr()
     task = Task(folders=tuple(config_folders(arguments)), traceback=traceback)
     start = hydra_main(version_base="1.3", config_path="pkg://hasten.conf", config_name="config")
