@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hasten.core.trial import (
     PHASES,
@@ -46,6 +46,8 @@ WIDTH_INCHES = 6.6
 ROOFLINE_INCHES = 4.0
 CLOSE = 1.9
 """Factor between two roofs below which there is no room for a label of each."""
+MANY = 30
+"""Points from which on only the baseline, the best and the front are named."""
 BOTTOM = 0.04
 """Height of what lies below the quality axis, as a share of the axis."""
 STYLE = {
@@ -190,6 +192,21 @@ class _Height:
         return self.lost(compared.max_drop, compared.drop.relative)
 
 
+class Compared(Protocol):
+    """Trials beside one another, of a run or of a sweep: the baseline is one of them."""
+
+    @property
+    def trials(self) -> Sequence[Trial]: ...
+    @property
+    def baseline(self) -> Trial: ...
+    @property
+    def best(self) -> Trial: ...
+    @property
+    def front(self) -> Sequence[int]: ...
+    @property
+    def optimize(self) -> str: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Judged:
     """The trials whose outputs were judged, by their first metric, and where that lies on the axis."""
@@ -198,7 +215,7 @@ class _Judged:
     height: _Height
 
     @classmethod
-    def of(cls, result: Result) -> _Judged | None:
+    def of(cls, result: Compared) -> _Judged | None:
         """None where nothing judged the baseline."""
         measured = [(trial.number, trial.evaluation) for trial in result.trials if trial.evaluation is not None]
         qualities = {number: known for number, it in measured if (known := quality.first(it)) is not None}
@@ -225,7 +242,7 @@ def limit_of(result: Result) -> float | None:
     return None if judged is None else judged.limit
 
 
-def front(result: Result) -> str:
+def front(result: Compared) -> str:
     """What is optimised against quality, of every trial that was measured, with the front and what the quality may be
     at worst; empty where quality is unchecked."""
     judged = _Judged.of(result)
@@ -300,13 +317,15 @@ def _front_labels(
     figure: Figure,
     axes: Axes,
     trials: Sequence[tuple[Trial, Evaluation]],
-    result: Result,
+    result: Compared,
     heights: Mapping[int, float],
     floor: float,
 ) -> None:
     names = {result.baseline.number: " baseline", result.best.number: " best"}
     optimised = measure(result.optimize)
     texts, anchors = [], []
+    if len(trials) > MANY:
+        trials = [row for row in trials if row[0].number in {*names, *result.front}]
     for trial, evaluation in trials:
         below = f" ({quality.told(evaluation)})" if heights[trial.number] < floor else ""
         texts.append(f"{trial.number}{names.get(trial.number, '')}{below}")

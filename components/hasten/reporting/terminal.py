@@ -33,7 +33,9 @@ from hasten.core.trial import (
 )
 from hasten.distributed.layouts import Weighed
 from hasten.reporting import quality, training, units
+from hasten.reporting import sweep as swept
 from hasten.reporting.summary import addressed, claim, shares_told, tried
+from hasten.reporting.sweep import Sweep
 
 STATE_STYLES = {"ok": "green", "missing": "yellow", "fails": "red"}
 VERDICT_STYLES = {"accepted": "green", "rejected": "yellow", "failed": "red"}
@@ -43,6 +45,9 @@ FIGURE_WIDTHS = (20, 5, 5, 7, 7, 7)
 """Columns right of what was tried: latency, both speed-ups, quality, bound of its drop, size."""
 TRAINING_WIDTHS = (8, 8, 8, 8, 10)
 """The same of a training: rows per second, both speed-ups, memory, time before its first step is done."""
+SWEPT_WIDTHS = (20, 8, 8, 7, 10)
+"""Of a sweep: latency, speed-up, quality, size, verdict with the mark of the front."""
+SWEPT_TRAINING_WIDTHS = (8, 8, 8, 10)
 UNKNOWN = "unknown"
 """Quality that nothing has checked, in a narrow column."""
 
@@ -244,6 +249,17 @@ class Screen:
         if result.tracking_command is not None:
             self._line(f"look       {result.tracking_command}")
 
+    def sweep(self, sweep: Sweep) -> None:
+        """All jobs of a sweep, the best first, with the front marked; what failed, and why."""
+        self._console.print(Text(swept.claim(sweep), "bold"))
+        self._console.print(_sweep_table(sweep, self._console.width))
+        if sweep.front:
+            self._line("* on the front: no other is better both in what is optimised and in quality")
+        if sweep.failed:
+            self._line(f"{len(sweep.failed)} failed; the same command with sweep.again=failed runs only them again:")
+        for job in sweep.failed:
+            self._line(f"  {job.number} {job.told}: {job.reason}")
+
     def _training_summary(self, result: TrainingResult) -> None:
         style = "green" if result.best.number != result.baseline.number else "yellow"
         told = Group(Text(training.claim(result), "bold"), Text(), _facts(training.facts(result)))
@@ -369,6 +385,34 @@ def _training_table(trials: Sequence[Trial], width: int, first: int) -> Renderab
         lines.append(Padding(told, (0, 0, 0, 3)))
         lines += [Padding(Text(f"note: {note}", "dim"), (0, 0, 0, 3)) for note in row.notes]
     return Group(*lines)
+
+
+def _sweep_table(sweep: Sweep, width: int) -> RenderableType:
+    """One line a job, but for choices that have no room beside one another. No figure is cut at 80 columns."""
+    widths = SWEPT_TRAINING_WIDTHS if sweep.training else SWEPT_WIDTHS
+    names = swept.head(sweep)
+    shown = [place for place, name in enumerate(names) if not name.startswith("drop")]
+    head = ("#", "recipe", *(names[place] if len(names[place]) <= 11 else "quality" for place in shown), "verdict")
+    lines: list[RenderableType] = [_figures(width, [Text(cell, "bold") for cell in head], widths)]
+    for job in sweep.ranked:
+        front, figures = job.number in sweep.front, swept.figures(sweep, job.trial)
+        room = _tried_width(width, widths)
+        recipe = "\n".join(_folded(choice, room) for choice in _filled(job.short, room))
+        verdict = Text(f"{job.verdict}{' *' if front else ''}", VERDICT_STYLES.get(job.verdict, ""))
+        cells = [Text(str(job.number)), Text(recipe, "bold" if front else ""), *(Text(figures[at]) for at in shown)]
+        lines.append(_figures(width, [*cells, verdict], widths))
+    return Group(*lines)
+
+
+def _filled(words: Sequence[str], width: int) -> list[str]:
+    """Lines of as many words as have room."""
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + 1 + len(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def _figures(width: int, cells: Iterable[Text], figure_widths: Sequence[int] = FIGURE_WIDTHS) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import shutil
 import socket
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -26,12 +27,19 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hasten.core.errors import ConfigError, HastenError
-from hasten.core.files import digest, read_json, write_json
+from hasten.core.files import digest, read_json, write_json, write_text
 from hasten.core.preflight import check_values
 from hasten.core.recipe import Composer, explain
+from hasten.core.trial import Trial
+from hasten.reporting import units
+from hasten.reporting.facts import restored
+from hasten.reporting.sweep import report, to_json
+from hasten.reporting.terminal import Screen
 from hasten.sweeping import launchers
 from hasten.sweeping.job import IGNORED_SECTIONS, JOB_FILE, Job, Outcome, finished, identity, section, slug
+from hasten.sweeping.summary import summarised
 from hasten.sweeping.task import BEGUN_FILE, INTERRUPTED, LOCKS, SweptTask, Task, one_line, remove_empty, write_outcome
+from hasten.tracking.credentials import without_credentials
 
 PLUGIN = "hydra_plugins.hasten.{}"
 """Hydra takes plugins of this name only; `register` says what they are."""
@@ -118,6 +126,10 @@ class HastenSweeper(Sweeper):
         """Whether problems of some jobs of the first batch, found before they run, are the whole sweep's."""
         return len(problems) == len(batch)
 
+    def notes(self) -> Sequence[str]:
+        """What the summary says of how it was searched, one sentence each."""
+        return ()
+
     @property
     def at_once(self) -> int:
         """Jobs that the launcher runs at the same time, as far as it says so; 1 for one after the other."""
@@ -137,6 +149,7 @@ class HastenSweeper(Sweeper):
         typed = [text for text in typed if section(text) != "sweep"]
         overrides = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(typed)
         self.identity = identity([*typed, *self._of_sweeper()], self.config_dir)
+        self.command = _command_line(typed, self._of_sweeper(), self.config_dir)
         self.folder = self._folder()
         outcomes: dict[str, Outcome] = {}
         with self._alone() if self.keeping and self.exclusive else nullcontext():
@@ -371,11 +384,28 @@ class HastenSweeper(Sweeper):
             shutil.rmtree(self.folder / LOCKS, ignore_errors=True)
             remove_empty(self.folder)
             return
-        failed = [outcome for outcome in outcomes if outcome.failed]
-        if failed:
-            self._say(f"{len(failed)} failed (sweep.again=failed runs only them again):")
-        for outcome in failed:
-            self._say(f"  {outcome.job.told}: {outcome.reason}")
+        if not outcomes:
+            return
+        sweep = summarised(
+            outcomes,
+            name=self.folder.name,
+            experiment=str(self.config.name or self.config.hydra.runtime.choices["data"]),
+            command=self.command,
+            folder=self.folder,
+            total=self.total,
+            notes=self.notes(),
+        )
+        write_json(self.folder / "sweep.json", to_json(sweep))
+        write_text(self.folder / "report.html", report(sweep))
+        screen = Screen()
+        screen.sweep(sweep)
+        left = sweep.total - len(outcomes) if sweep.total is not None else 0
+        if interrupted:
+            still = f", {left} are missing" if left else ""
+            screen.lines([f"interrupted; {len(outcomes)} jobs are kept{still}: the same command goes on"])
+        if sweep.chosen is not None:
+            self._say(f"rebuild    {sweep.chosen.rebuild}")
+        self._say(f"report     {_shown(self.folder / 'report.html')}")
 
     @staticmethod
     def _say(text: str) -> None:
@@ -413,7 +443,28 @@ def expanded(overrides: Sequence[Override]) -> list[Job]:
 def line(outcome: Outcome) -> str:
     """One job on one line."""
     told = f"{outcome.job.told}: {'failed' if outcome.failed else outcome.verdict}"
-    return f"{told}, {outcome.reason}" if outcome.failed else told
+    if outcome.failed:
+        return f"{told}: {outcome.reason}"
+    took = units.duration(outcome.seconds)
+    if outcome.trial is None:
+        return f"{told} ({took})"
+    trial = restored(Trial, outcome.trial)
+    if trial.training is not None:
+        figure, against = f"{units.count(trial.training.samples_per_second.value)} rows/s", "plain"
+    elif trial.evaluation is not None and not trial.evaluation.emulated:
+        figure, against = f"p50 {units.latency(trial.evaluation.latency_ms['p50'].value)}", "eager"
+    else:
+        figure, against = "emulated", "eager"
+    ratio = f", {units.ratio(trial.speedup[against].value)} vs {against}" if against in trial.speedup else ""
+    return f"{told}, {figure}{ratio} ({took})"
+
+
+def _command_line(typed: Sequence[str], searched: Sequence[str], config_dir: Path | None) -> str:
+    """That starts the sweep, and goes on with it."""
+    where = ["--config-dir", str(config_dir)] if config_dir else []
+    pipeline = [text.partition("=")[2] for text in typed if text.startswith("pipeline=")]
+    rest = [text for text in typed if not text.startswith("pipeline=")]
+    return without_credentials(shlex.join(["hasten", *where, "-m", *pipeline, *searched, *rest]))
 
 
 def quoted(text: str) -> str:
