@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext, TaskFunction
@@ -19,6 +19,7 @@ from hasten.core.preflight import check_values
 from hasten.core.recipe import Composer
 from hasten.core.search_space import Point, SearchSpace
 from hasten.core.sections import Search
+from hasten.core.training_objective import TRAINING
 from hasten.core.trial import Evaluation
 from hasten.planning.sampling import require_optuna, sampler, suggested
 from hasten.reporting.facts import restored
@@ -31,7 +32,7 @@ from hasten.tracking.credentials import without_credentials
 if TYPE_CHECKING:
     import optuna
 
-DIRECTIONS: Mapping[str, str] = {
+DIRECTIONS: Mapping[str, Literal["minimize", "maximize"]] = {
     "latency": "minimize",
     "throughput": "maximize",
     "size": "minimize",
@@ -106,6 +107,7 @@ class OptunaSweeper(HastenSweeper):
         if not self.keeping:
             asked = "dry_run=true" if config.dry_run else f"pipeline={config.pipeline.name}"
             raise ConfigError(f"hparams_search needs jobs that measure something: run or optimize, got {asked}")
+        self.study: Study | None = None
         self._superseded: set[str] = set()
         self._gave_up = ""
 
@@ -121,20 +123,20 @@ class OptunaSweeper(HastenSweeper):
         self.objective = self._objective()
         self.session = Session.of(self.fixed, self.folder, self.task.folders)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.study = self._opened()
-        with self.study.alive():
-            yield from self._searched()
+        self.study = study = self._opened()
+        with study.alive():
+            yield from self._searched(study)
 
-    def _searched(self) -> Generator[Sequence[Job], Sequence[Outcome], None]:
+    def _searched(self, study: Study) -> Generator[Sequence[Job], Sequence[Outcome], None]:
         """Batches, until enough has been tried, time is up, or nothing new is left."""
-        started, points = time.monotonic(), iter(self._proposals())
-        under_way = [self._resumed(trial) for trial in self.study.taken_over()]
-        if before := self._finished_before():
+        started, points = time.monotonic(), self._proposals(study)
+        under_way = [self._resumed(trial) for trial in study.taken_over()]
+        if before := self._finished_before(study):
             yield before
         batch_size = self.search.n_jobs or self.at_once
         while True:
             late = self.search.timeout is not None and time.monotonic() - started >= self.search.timeout
-            while not late and len(under_way) < batch_size and len(self.study.tried()) < self.search.n_trials:
+            while not late and len(under_way) < batch_size and len(study.tried()) < self.search.n_trials:
                 candidate = next(points, None)
                 if candidate is None:
                     self._gave_up = "nothing new is left in the space"
@@ -146,10 +148,11 @@ class OptunaSweeper(HastenSweeper):
                 return
             jobs = [self._job(candidate) for candidate in under_way]
             outcomes = {outcome.job: outcome for outcome in (yield jobs)}
-            under_way = [it for it, job in zip(under_way, jobs, strict=True) if self._goes_on(it, outcomes[job])]
+            under_way = [it for it, job in zip(under_way, jobs, strict=True) if self._goes_on(study, it, outcomes[job])]
 
     def notes(self) -> Sequence[str]:
         """What became of the trials of the whole study, whoever tried them."""
+        assert self.study is not None
         tried = self.study.tried()
         states = [trial.state.name for trial in tried]
         ended = f"{states.count('COMPLETE')} were tried in earnest, {states.count('PRUNED')} given up before"
@@ -158,11 +161,13 @@ class OptunaSweeper(HastenSweeper):
         return (
             f"Search by {self.search.sampler} for {', '.join(self.search.objectives)}: of {len(tried)} recipes {ended}."
             f"{stopped}",
-            f"The study {self.study.optuna.study_name} is kept in {where}.",
+            f"The study {self.study.shared.study_name} is kept in {where}.",
         )
 
     def _conclude(self, outcomes: Sequence[Outcome], *, interrupted: bool = False) -> None:
         """Of a recipe that was tried at several rungs, the last one is told."""
+        if self.study is not None:
+            self.study.release()
         last = [outcome for outcome in outcomes if outcome.folder.name not in self._superseded]
         super()._conclude(last, interrupted=interrupted)
 
@@ -197,7 +202,7 @@ class OptunaSweeper(HastenSweeper):
         return candidate.job
 
     def _at(self, edit: Edit, rung: int) -> Edit:
-        return self.space.at(edit, self.search.rungs[rung])
+        return self.space.at(edit, tuple(self.search.rungs[rung]))
 
     def _rungs(self, edit: Edit) -> list[int]:
         """Rungs that make a recipe of their own of an edit; the last always does."""
@@ -210,39 +215,39 @@ class OptunaSweeper(HastenSweeper):
     def _next(self, edit: Edit, rung: int) -> int:
         return next(each for each in self._rungs(edit) if each >= rung)
 
-    def _proposals(self) -> Iterator[_Candidate]:
+    def _proposals(self, study: Study) -> Iterator[_Candidate]:
         """Points that make sense and are new, one after the other; it ends where none is found any more."""
         grid = iter(self.space.grid()) if self.search.sampler == "grid" else None
         asked = 0
         while asked < MAX_PROPOSALS:
-            if grid is not None and not self._enqueued(grid):
+            if grid is not None and not self._enqueued(study, grid):
                 return
             if asked == MAX_LEARNED:  # it has settled on what is known
-                self.study.optuna.sampler = sampler("random", seed=self.search.seed + asked, startup_trials=1)
-            trial = self.study.ask()
+                study.shared.sampler = sampler("random", seed=self.search.seed + asked, startup_trials=1)
+            trial = study.ask()
             point = suggested(self.space, trial)
             asked += 1
-            reason, identity = self._refusal(point)
+            reason, identity = self._refusal(study, point)
             if reason is not None:
-                self.study.refuse(trial, reason)
+                study.refuse(trial, reason)
                 continue
-            self.study.begin(trial, point.edit, identity)
+            study.begin(trial, point.edit, identity)
             if asked > MAX_LEARNED:
-                self.study.optuna.sampler = self._sampler(trial.number + 1)
+                study.shared.sampler = self._sampler(trial.number + 1)
             asked = 0
             yield _Candidate(trial=trial, edit=point.edit, rung=self._next(point.edit, 0))
 
-    def _enqueued(self, grid: Iterator[Point]) -> bool:
+    def _enqueued(self, study: Study, grid: Iterator[Point]) -> bool:
         """Has the study ask for the next point of a grid that nobody has tried."""
-        tried = {tuple(trial.user_attrs[EDIT]) for trial in self.study.tried()}
-        refused = [trial.params for trial in self.study.trials() if not counts(trial)]
+        tried = {tuple(trial.user_attrs[EDIT]) for trial in study.tried()}
+        refused = [trial.params for trial in study.trials() if not counts(trial)]
         for point in grid:
             if point.edit not in tried and dict(point.values) not in refused:
-                self.study.optuna.enqueue_trial(dict(point.values))
+                study.shared.enqueue_trial(dict(point.values))
                 return True
         return False
 
-    def _refusal(self, point: Point) -> tuple[str | None, str]:
+    def _refusal(self, study: Study, point: Point) -> tuple[str | None, str]:
         """Why a point is not to be tried, and the identity of its recipe."""
         engines = self.session.target.engines
         for text in point.edit:
@@ -254,33 +259,33 @@ class OptunaSweeper(HastenSweeper):
             return "; ".join(str(error).splitlines()), ""
         if reason := self.session.inadmissible(recipe):
             return reason, ""
-        known = {trial.user_attrs[RECIPE]: trial.number for trial in self.study.tried()}
+        known = {trial.user_attrs[RECIPE]: trial.number for trial in study.tried()}
         if recipe.identity in known:
             return f"the same recipe as trial {known[recipe.identity]}", ""
         return None, recipe.identity
 
     # From an outcome to the study.
 
-    def _goes_on(self, candidate: _Candidate, outcome: Outcome) -> bool:
+    def _goes_on(self, study: Study, candidate: _Candidate, outcome: Outcome) -> bool:
         """Tells the study what a job gave; whether its trial is to be tried at the next rung."""
         trial, last = candidate.trial, candidate.rung == len(self.search.rungs) - 1
         measured = self._measured(outcome)
         if measured is None:
-            self.study.end(trial, None, f"failed: {without_credentials(outcome.reason)}", {})
+            study.end(trial, None, f"failed: {without_credentials(outcome.reason)}", {})
             return False
         if last:
-            self.study.end(trial, measured.values, outcome.reason, measured.limits)
+            study.end(trial, measured.values, outcome.reason, measured.limits)
             return False
         trial.set_user_attr(f"{RUNG} {candidate.rung}", {"values": measured.values, "quality": measured.quality})
-        if reason := self._hopeless(candidate, measured):
+        if reason := self._hopeless(study, candidate, measured):
             kept = {name: excess for name, excess in measured.limits.items() if name in UNTRAINED}
-            self.study.end(trial, None, reason, kept)
+            study.end(trial, None, reason, kept)
             return False
         self._superseded.add(outcome.folder.name)
         candidate.rung = self._next(candidate.edit, candidate.rung + 1)
         return True
 
-    def _hopeless(self, candidate: _Candidate, measured: Measured) -> str | None:
+    def _hopeless(self, study: Study, candidate: _Candidate, measured: Measured) -> str | None:
         """Why a trial is not worth its next rung."""
         broken = [name for name in UNTRAINED if measured.limits.get(name, 0.0) > 0]
         if broken:
@@ -291,7 +296,7 @@ class OptunaSweeper(HastenSweeper):
                 trial.report(measured.values[0], rung + 1)
                 return f"given up at rung {rung} ({self.search.pruner})" if trial.should_prune() else None
             case "halving":
-                found = [it.user_attrs.get(f"{RUNG} {rung}") for it in self.study.tried()]
+                found = [it.user_attrs.get(f"{RUNG} {rung}") for it in study.tried()]
                 others = [self._worth(it["values"], it["quality"]) for it in found if it is not None]
                 rank = standing(self._worth(measured.values, measured.quality), others)
                 if rank >= max(1, math.ceil(self.search.keep * len(others))):
@@ -315,6 +320,8 @@ class OptunaSweeper(HastenSweeper):
         found = {name: min(excess, MAX_EXCESS) for name, excess in excesses(evaluation, self.objective).items()}
         # What is left for it to break is the share of integers that its quantization asks for.
         fewer = not outcome.trial["holds"] and all(excess <= 0 for excess in found.values())
+        if outcome.trial["holds"]:  # so does the untouched model, which is compared with nothing
+            found = {name: min(excess, 0.0) for name, excess in found.items()}
         return Measured(
             values=tuple(self._of_requests(name, evaluation) for name in self.search.objectives),
             quality=_quality(evaluation),
@@ -325,8 +332,10 @@ class OptunaSweeper(HastenSweeper):
     def _of_requests(name: str, evaluation: Evaluation) -> float:
         match name:
             case "latency":
+                if evaluation.emulated:
+                    return evaluation.latency_ms["p50"].value
                 ratio = evaluation.speedup.get("eager")
-                return 1 / ratio.value if ratio else evaluation.latency_ms["p50"].value
+                return 1 / ratio.value if ratio else 1.0  # the untouched model itself
             case "throughput":
                 return evaluation.throughput.value
             case "size":
@@ -353,7 +362,7 @@ class OptunaSweeper(HastenSweeper):
     def _opened(self) -> Study:
         search = self.search
         url = search.storage or f"sqlite:///{self.folder / 'study.db'}"
-        return Study.opened(
+        study = Study.opened(
             url,
             search.study or self.folder.name,
             self.folder,
@@ -361,11 +370,13 @@ class OptunaSweeper(HastenSweeper):
             sampler=self._sampler(0),
             pruner=self._pruner(),
         )
+        if found := len(study.trials()):  # started again, or by a second process: not the same draws once more
+            study.shared.sampler = self._sampler(found)
+        return study
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """Of processes that search together, and of one that is started again, each draws anew."""
-        tried = number or (len(self.study.trials()) if hasattr(self, "study") else 0)
-        seed = (self.search.seed * 10_007 + tried) % 2**32
+        """One that draws anew, by the number of trials that there were."""
+        seed = (self.search.seed * 10_007 + number) % 2**32
         return sampler(self.search.sampler, seed=seed, startup_trials=self.search.startup_trials)
 
     def _pruner(self) -> optuna.pruners.BasePruner:
@@ -387,10 +398,10 @@ class OptunaSweeper(HastenSweeper):
             self._superseded.add(self._named(edit, rung))
         return _Candidate(trial=trial, edit=edit, rung=self._next(edit, max(passed, default=-1) + 1))
 
-    def _finished_before(self) -> list[Job]:
+    def _finished_before(self, study: Study) -> list[Job]:
         """Jobs of trials that have ended in this folder, so that the summary tells of them too."""
         found = []
-        for trial in self.study.tried():
+        for trial in study.tried():
             if trial.state.name == "RUNNING" or REASON not in trial.user_attrs:
                 continue
             edit = tuple(trial.user_attrs[EDIT])
@@ -406,8 +417,8 @@ class OptunaSweeper(HastenSweeper):
     def _objective(self) -> Objective:
         node = _values(self.config.objective)
         limits = ("max_latency_ms", "min_throughput", "max_size_mb", "max_memory_mb")
-        optimize = node["optimize"] if node["optimize"] != "training" else "p50"
-        return Objective(optimize=optimize, **{name: node[name] for name in limits})
+        optimize = {"optimize": node["optimize"]} if node["optimize"] != TRAINING else {}
+        return Objective(**optimize, **{name: node[name] for name in limits})
 
 
 def standing(mine: Sequence[float], others: Sequence[Sequence[float]]) -> int:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Edit
@@ -38,13 +38,13 @@ class Study:
     """One search.
 
     Attributes:
-        optuna: the study as Optuna has it.
+        shared: the study as Optuna has it.
         database: that it lies in.
         folder: of the sweep, as this process has it.
         running: trials that this process tries.
     """
 
-    optuna: optuna.Study
+    shared: optuna.Study
     database: RDBStorage
     folder: Path
     running: set[int] = field(default_factory=set)
@@ -56,7 +56,7 @@ class Study:
         name: str,
         folder: Path,
         *,
-        directions: Sequence[str],
+        directions: Sequence[Literal["minimize", "maximize"]],
         sampler: optuna.samplers.BaseSampler,
         pruner: optuna.pruners.BasePruner,
     ) -> Study:
@@ -100,11 +100,11 @@ class Study:
                 f"hparams_search.objectives asks for {len(directions)} ({', '.join(directions)}): name another, "
                 "hparams_search.study=..."
             )
-        return cls(optuna=study, database=database, folder=folder)
+        return cls(shared=study, database=database, folder=folder)
 
     def trials(self) -> list[FrozenTrial]:
         """All of them, in their order."""
-        return self.optuna.get_trials(deepcopy=False)
+        return self.shared.get_trials(deepcopy=False)
 
     def tried(self) -> list[FrozenTrial]:
         """Those that count: under way, or ended by themselves."""
@@ -114,7 +114,7 @@ class Study:
         """A new trial of this process; what others under way try counts as bad for the sampler."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its advice is for who calls Study.optimize
-            return self.optuna.ask()
+            return self.shared.ask()
 
     def begin(self, trial: Trial, edit: Edit, recipe: str) -> None:
         """Says what a trial tries, and that this process does."""
@@ -128,7 +128,7 @@ class Study:
         from optuna.trial import TrialState
 
         trial.set_user_attr(REFUSED, reason)
-        self.optuna.tell(trial, state=TrialState.PRUNED)
+        self.shared.tell(trial, state=TrialState.PRUNED)
 
     def end(self, trial: Trial, values: Sequence[float] | None, reason: str, limits: Mapping[str, float]) -> None:
         """Ends a trial with its values, or without any where it was given up.
@@ -142,9 +142,9 @@ class Study:
             trial.set_constraint(name, excess)
         trial.set_user_attr(REASON, reason)
         if values is None:
-            self.optuna.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+            self.shared.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         else:
-            self.optuna.tell(trial, list(values), skip_if_finished=True)
+            self.shared.tell(trial, list(values), skip_if_finished=True)
         self.running.discard(trial._trial_id)
 
     def taken_over(self) -> list[Trial]:
@@ -159,22 +159,28 @@ class Study:
 
         mine = []
         with FileLock(self.folder / ".search.lock"):
-            for frozen in self.optuna.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            for frozen in self.shared.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
                 owner = frozen.user_attrs.get(OWNER)
                 if owner is None or owner["host"] != socket.gethostname() or _lives(owner):
                     continue
                 if owner["folder"] == str(self.folder) and EDIT in frozen.user_attrs:
-                    trial = Trial(self.optuna, frozen._trial_id)
+                    trial = Trial(self.shared, frozen._trial_id)
                     trial.set_user_attr(OWNER, self._me())
                     self._beat(frozen._trial_id)
                     mine.append(trial)
                 else:
-                    self.optuna.tell(frozen.number, state=TrialState.FAIL)
-                    self.optuna.enqueue_trial(frozen.params)
+                    self.shared.tell(frozen.number, state=TrialState.FAIL)
+                    self.shared.enqueue_trial(frozen.params)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                fail_stale_trials(self.optuna)
+                fail_stale_trials(self.shared)
         return mine
+
+    def release(self) -> None:
+        """Leaves what this process has not ended to whoever starts the search again."""
+        for trial_id in tuple(self.running):
+            self.database.set_trial_user_attr(trial_id, OWNER, {**self._me(), "process": 0})
+            self.running.discard(trial_id)
 
     @contextmanager
     def alive(self) -> Iterator[None]:
@@ -213,6 +219,8 @@ def counts(trial: FrozenTrial) -> bool:
 
 def _lives(owner: Mapping[str, Any]) -> bool:
     """Whether that process of this machine is still the same one."""
+    if owner["process"] == 0:  # released
+        return False
     try:
         os.kill(owner["process"], 0)
     except ProcessLookupError:
