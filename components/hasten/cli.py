@@ -181,7 +181,7 @@ def _through_hydra(arguments: Sequence[str], *, traceback: bool) -> int:
     log_to_stderr()
     task = Task(folders=tuple(config_folders(arguments)), traceback=traceback)
     start = hydra_main(version_base="1.3", config_path="pkg://hasten.conf", config_name="config")
-    with _errors_from_hydra(), _command_line(["hasten", *arguments]):
+    with _errors_from_hydra(), _command_line(["hasten", *sweeper.with_late_knobs(arguments)]):
         start(task)()
     return max(task.codes, default=0)
 

@@ -321,7 +321,7 @@ def _front_labels(
     heights: Mapping[int, float],
     floor: float,
 ) -> None:
-    names = {result.baseline.number: " baseline", result.best.number: " best"}
+    names = {result.best.number: " best", result.baseline.number: " baseline"}
     optimised = measure(result.optimize)
     texts, anchors = [], []
     if len(trials) > MANY:

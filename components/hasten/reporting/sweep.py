@@ -387,14 +387,14 @@ def _axes(sweep: Sweep) -> list[Axis]:
     keys = list(dict.fromkeys(key for job in sweep.jobs for key in job.choices))
     makers: list[Callable[[float], Axis | None]] = [_choice_axis(sweep, key, ranked) for key in keys]
     if sweep.training:
-        makers.append(_value_axis(sweep, "rows/s", _rows_per_second, units.count, falls=False))
+        makers.append(_value_axis(sweep, "rows/s", _rows_per_second, units.count, units.count, falls=False))
     else:
-        optimised = sweep.optimised
-        makers.append(_value_axis(sweep, optimised.name, _of(optimised), optimised.tick, falls=optimised.low_is_better))
+        goal = sweep.optimised
+        makers.append(_value_axis(sweep, goal.name, _of(goal), goal.tick, goal.told, falls=goal.low_is_better))
         makers.append(_quality_axis(sweep))
         if sweep.optimize != "size":
             size = measure("size")
-            makers.append(_value_axis(sweep, "size", _of(size), size.tick, falls=True))
+            makers.append(_value_axis(sweep, "size", _of(size), size.tick, size.told, falls=True))
     shown = [axis for make in makers if (axis := make(0.0)) is not None]
     _, right, _, left = MARGIN
     step = (WIDTH - left - right) / max(1, len(shown) - 1)
@@ -431,6 +431,7 @@ def _value_axis(
     sweep: Sweep,
     title: str,
     of: Callable[[Trial], float | None],
+    tick: Callable[[float], str],
     told: Callable[[float], str],
     *,
     falls: bool,
@@ -442,7 +443,9 @@ def _value_axis(
         if not values:
             return None
         places = _scaled(list(values.values()), log=log, falls=falls)
-        ticks = tuple(Tick(y=places(value), text=told(value)) for value in _round_values(list(values.values()), log))
+        marks = _round_values(list(values.values()), log)
+        text = tick if marks else told
+        ticks = tuple(Tick(y=places(value), text=text(value)) for value in marks or _ends(list(values.values())))
         hint = "less is better" if falls else "more is better"
         return Axis(title=title, hint=hint, x=x, ticks=ticks, heights={n: places(v) for n, v in values.items()})
 
@@ -461,7 +464,7 @@ def _quality_axis(sweep: Sweep) -> Callable[[float], Axis | None]:
     def told(value: float) -> str:
         return compared.told(value) if compared is not None else units.digits(value)
 
-    return _value_axis(sweep, head(sweep)[2], of, told, falls=falls, log=False)
+    return _value_axis(sweep, head(sweep)[2], of, told, told, falls=falls, log=False)
 
 
 def _of(quantity: Measure) -> Callable[[Trial], float | None]:
@@ -486,10 +489,10 @@ def _scaled(values: Sequence[float], *, log: bool, falls: bool = False) -> Calla
 
 
 def _round_values(values: Sequence[float], log: bool) -> list[float]:
-    """What is marked on an axis: some round values within, or the ends where there are none."""
+    """What is marked on an axis: the round values within, if there are at least two."""
     low, high = min(values), max(values)
     if low == high:
-        return [low]
+        return []
     if log and low > 0:
         found = [
             factor * 10.0**power
@@ -502,7 +505,11 @@ def _round_values(values: Sequence[float], log: bool) -> list[float]:
         first = math.ceil(low / step)
         found = [place * step for place in range(first, math.floor(high / step) + 1)]
     inside = [value for value in found if low <= value <= high]
-    return inside if len(inside) > 1 else [low, high]
+    return inside if len(inside) > 1 else []
+
+
+def _ends(values: Sequence[float]) -> list[float]:
+    return sorted({min(values), max(values)})
 
 
 def _lines(sweep: Sweep, axes: Sequence[Axis]) -> list[Line]:

@@ -45,7 +45,7 @@ FIGURE_WIDTHS = (20, 5, 5, 7, 7, 7)
 """Columns right of what was tried: latency, both speed-ups, quality, bound of its drop, size."""
 TRAINING_WIDTHS = (8, 8, 8, 8, 10)
 """The same of a training: rows per second, both speed-ups, memory, time before its first step is done."""
-SWEPT_WIDTHS = (20, 8, 8, 7, 10)
+SWEPT_WIDTHS = (21, 8, 8, 7, 10)
 """Of a sweep: latency, speed-up, quality, size, verdict with the mark of the front."""
 SWEPT_TRAINING_WIDTHS = (8, 8, 8, 10)
 UNKNOWN = "unknown"

@@ -26,10 +26,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from hasten.core.auto import left_open
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.files import digest, read_json, write_json, write_text
+from hasten.core.groups import GROUPS
 from hasten.core.preflight import check_values
-from hasten.core.recipe import Composer, explain
+from hasten.core.recipe import Composer, Recipe, explain
 from hasten.core.trial import Trial
 from hasten.reporting import units
 from hasten.reporting.facts import restored
@@ -93,8 +95,6 @@ class HastenSweeper(Sweeper):
     """Number of jobs, where it is known before they run."""
 
     def __init__(self, max_batch_size: int | None = None, params: Mapping[str, Any] | None = None) -> None:
-        if max_batch_size is not None and max_batch_size < 1:
-            raise ConfigError(f"max_batch_size must be at least 1 or null, got {max_batch_size} (hydra.sweeper)")
         self.max_batch_size = max_batch_size
         self.params = dict(params or {})
 
@@ -102,6 +102,9 @@ class HastenSweeper(Sweeper):
         assert isinstance(task_function, Task)
         self.hydra_context, self.task, self.config = hydra_context, task_function, config
         self.launched_by = str(config.hydra.runtime.choices["hydra/launcher"])
+        if self.max_batch_size is not None and self.max_batch_size < 1:
+            given = f"got {self.max_batch_size} (hydra.sweeper.max_batch_size)"
+            raise ConfigError(f"max_batch_size must be at least 1 or null, {given}")
         launchers.check(self.launched_by)
         launchers.settle(config, self.launched_by)
         again = config.sweep.again
@@ -146,11 +149,11 @@ class HastenSweeper(Sweeper):
             KeyboardInterrupt: what is finished is kept and has been shown.
         """
         typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        typed = [text for text in typed if section(text) != "sweep"]
+        typed = [_without_single_choice(text) for text in typed if section(text) != "sweep"]
         overrides = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(typed)
         named = (text for text in typed if text.lstrip("+").partition("=")[0] not in self.ignored)
         self.identity = identity([*named, *self._of_sweeper()], self.config_dir)
-        self.command = _command_line(typed, self._of_sweeper(), self.config_dir)
+        self.command = _command_line(typed, self.config.hydra.overrides.hydra, self.config_dir)
         self.folder = self._folder()
         outcomes: dict[str, Outcome] = {}
         with self._alone() if self.keeping and self.exclusive else nullcontext():
@@ -231,12 +234,13 @@ class HastenSweeper(Sweeper):
         try:
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(job.overrides))
             with open_dict(config):
-                for name in ("hydra", *IGNORED_SECTIONS):
-                    config.pop(name, None)
+                config.pop("hydra")
             plain = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-            placed = _Placed(job=job, folder=folder, config=digest(plain), number=number)
+            assert isinstance(plain, dict)
+            decides = {name: value for name, value in plain.items() if name not in IGNORED_SECTIONS}
+            placed = _Placed(job=job, folder=folder, config=digest(decides), number=number)
             if self.keeping and self._found(placed) is None:
-                check_values(Composer.of(job.overrides).compose())
+                check_values(_recipe(job, config, plain))
             return placed
         except HastenError as error:
             problem = error if isinstance(error, ConfigError) else ConfigError(one_line(error))
@@ -413,6 +417,53 @@ class HastenSweeper(Sweeper):
         print(text, flush=True)
 
 
+def _recipe(job: Job, config: DictConfig, plain: Any) -> Recipe:
+    """Of a job whose config is composed already, which saves a second time where nothing is open."""
+    if left_open(plain["target"] or {}) or "???" in repr(plain):
+        return Composer.of(job.overrides).compose()
+    resolved = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    assert isinstance(resolved, dict)
+    return Recipe(overrides=job.overrides, config={str(key): value for key, value in resolved.items()})
+
+
+SINGLE_CHOICE = "choice({})"
+
+
+def with_late_knobs(arguments: Sequence[str]) -> list[str]:
+    """Arguments of a sweep that Hydra composes: knobs of a group whose option is swept become choices of one value.
+
+    Hydra composes the command line once with all that is not swept, before it knows of any option of the group.
+    """
+    if not {"-m", "--multirun"} & set(arguments):
+        return [*arguments]
+    swept = {key for key, value in map(_split, arguments) if key in GROUPS and _is_choice(f"{key}={value}")}
+    late = []
+    for argument in arguments:
+        key, value = _split(argument)
+        knob = "." in key and section(key) in swept and value and not _is_choice(argument)
+        late.append(f"{key}={SINGLE_CHOICE.format(value)}" if knob else argument)
+    return late
+
+
+def _split(argument: str) -> tuple[str, str]:
+    key, _, value = argument.partition("=")
+    return ("", "") if key.startswith("-") else (key, value)
+
+
+def _is_choice(argument: str) -> bool:
+    try:
+        return OverridesParser.create().parse_override(argument).is_sweep_override()
+    except HydraException:  # which is told when it is composed
+        return False
+
+
+def _without_single_choice(text: str) -> str:
+    key, _, value = text.partition("=")
+    before, after = SINGLE_CHOICE.split("{}")
+    inner = value.removeprefix(before).removesuffix(after)
+    return f"{key}={inner}" if value == f"{before}{inner}{after}" and not _is_choice(f"{key}={inner}") else text
+
+
 def expanded(overrides: Sequence[Override]) -> list[Job]:
     """Every combination of the choices and ranges of a command line, the last choice varying fastest.
 
@@ -460,12 +511,13 @@ def line(outcome: Outcome) -> str:
     return f"{told}, {figure}{ratio} ({took})"
 
 
-def _command_line(typed: Sequence[str], searched: Sequence[str], config_dir: Path | None) -> str:
+def _command_line(typed: Sequence[str], of_hydra: Sequence[str], config_dir: Path | None) -> str:
     """That starts the sweep, and goes on with it."""
     where = ["--config-dir", str(config_dir)] if config_dir else []
     pipeline = [text.partition("=")[2] for text in typed if text.startswith("pipeline=")]
     rest = [text for text in typed if not text.startswith("pipeline=")]
-    return without_credentials(shlex.join(["hasten", *where, "-m", *pipeline, *searched, *rest]))
+    hydra = [text for text in of_hydra if not text.startswith("hydra.mode=")]
+    return without_credentials(shlex.join(["hasten", *where, "-m", *pipeline, *hydra, *rest]))
 
 
 def quoted(text: str) -> str:
