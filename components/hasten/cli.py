@@ -156,6 +156,7 @@ def help_text(folders: Sequence[Path]) -> str:
         "  hasten launch distributed=ddp launch.nodes=2    what starts the same run on several hosts",
         "  hasten init                                  write a small project of your own to start from",
         "  hasten -m run pruning=none,structured        sweep recipes over the same store",
+        "  hasten -m hparams_search=recipe              search recipes with Optuna: latency, size and quality at once",
         "  hasten run dry_run=true                      what would be done, and what the store already has",
         "  hasten run --cfg job                         the composed config, every knob with its value",
         "  hasten --config-dir my_conf model=mine       with config files of your own",
