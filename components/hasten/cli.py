@@ -98,6 +98,12 @@ TAKE_A_VALUE = (
 )
 """Flags of Hydra whose value is the argument after them."""
 
+OF_SWEEPS: dict[str, dict[str, str]] = {
+    "hydra/launcher": {"basic": "One job after the other, in this process"},
+    "hydra/sweeper": {},
+}
+"""Hydra's own groups that a sweep has a choice of, with options that have no file here."""
+
 
 def with_pipeline(arguments: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """Turns a first bare word into `pipeline=word`.
@@ -127,8 +133,10 @@ def with_machine(arguments: Sequence[str], folders: Sequence[Path]) -> list[str]
         return [*arguments]
     from hasten.core import schema
     from hasten.core.recipe import left_to_the_machine
+    from hasten.sweeping import launchers
 
     schema.register()
+    launchers.register()
     places = [place for place, _ in enumerate(arguments) if _is_override(arguments, place)]
     mine = [folder for folder in folders if folder != conf_folder()]
     said = left_to_the_machine([arguments[place] for place in places], mine)
@@ -155,7 +163,7 @@ def help_text(folders: Sequence[Path]) -> str:
         "  hasten doctor                                what works on this machine, and how to get what does not",
         "  hasten launch distributed=ddp launch.nodes=2    what starts the same run on several hosts",
         "  hasten init                                  write a small project of your own to start from",
-        "  hasten -m run pruning=none,structured        sweep recipes over the same store",
+        "  hasten -m run pruning=none,structured        sweep recipes over one store; if killed, the same goes on",
         "  hasten -m hparams_search=recipe              search recipes with Optuna: latency, size and quality at once",
         "  hasten run dry_run=true                      what would be done, and what the store already has",
         "  hasten run --cfg job                         the composed config, every knob with its value",
@@ -163,9 +171,10 @@ def help_text(folders: Sequence[Path]) -> str:
         "",
         "Groups and their options:",
     ]
-    for group in GROUPS:
-        for position, (option, purpose) in enumerate(options(group, folders).items()):
-            lines.append(f"  {group if position == 0 else '':<13} {option:<19} {purpose}")
+    for group in (*GROUPS, *OF_SWEEPS):
+        found = {**OF_SWEEPS.get(group, {}), **options(group, folders)}
+        for position, (option, purpose) in enumerate(found.items()):
+            lines.append(f"  {group if position == 0 else '':<14} {option:<19} {purpose}")
     return "\n".join(lines)
 
 

@@ -144,6 +144,66 @@ def test_three_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     assert len({line.partition(":")[0] for line in ends}) == len(ends), "a job has come to its end twice"
 
 
+def test_ctrl_c_ends_a_sweep_of_several_processes_and_keeps_what_is_done(tmp_path: Path) -> None:
+    arguments = [*CHOICES, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    with hasten(*arguments, log=tmp_path / "log") as (process, mark):
+        while len(ended(tmp_path / "outputs" / "sweeps")) < 3 and process.poll() is None:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        code = process.wait(60)
+        deadline = time.monotonic() + 30
+        while marked(mark) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        left = marked(mark)
+        kill_all(mark)
+    told = (tmp_path / "log").read_text()
+    assert code == 130, told
+    assert left == []
+    assert "Traceback" not in told
+    done = len(ended(tmp_path / "outputs" / "sweeps"))
+    assert 3 <= done < 24
+    assert f"interrupted; {done} jobs are kept, {24 - done} are missing: the same command goes on" in told
+    (file,) = tmp_path.glob("outputs/sweeps/*/sweep.json")
+    assert len(json.loads(file.read_text())["jobs"]) == done
+
+
+DEADLY = """
+import os
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width == 13:
+            os._exit(9)
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.Linear(width, 10))
+
+    def forward(self, rows):
+        return self.layers(rows)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_job_whose_process_dies_fails_alone(launcher: str, tmp_path: Path) -> None:
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    model = [text for text in EXPERIMENT if not text.startswith(("model.", "pruning"))]
+    arguments = ["model=custom", "model.arch._target_=deadly.Net", "+model.arch.width=12,13,14"]
+    with (tmp_path / "log").open("w") as log:
+        code = subprocess.run(
+            [sys.executable, "-m", "hasten.cli", "-m", "run", *model, *arguments, f"hydra/launcher={launcher}"],
+            stdout=log,
+            stderr=log,
+            timeout=600,
+            check=False,
+        ).returncode
+    assert code == 1, (tmp_path / "log").read_text()
+    (file,) = tmp_path.glob("outputs/sweeps/*/sweep.json")
+    jobs = json.loads(file.read_text())["jobs"]
+    assert [job["verdict"] for job in jobs] == ["accepted", "failed", "accepted"]
+    assert jobs[1]["reason"].startswith("its process died: ")
+
+
+@pytest.mark.filterwarnings("default")  # Ray has many of its own
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray and hydra-ray-launcher")
 def test_two_nodes_of_ray_give_the_same_table_as_joblib(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster

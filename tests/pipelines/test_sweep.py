@@ -31,7 +31,20 @@ def test_six_jobs_train_one_teacher(ran: Any, tiny: tuple[str, ...], store: Path
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_leaves_the_others_alone(ran: Any, tiny: tuple[str, ...], tmp_path: Path) -> None:
-    code = cli.run(["-m", "run", "pruning=structured", "pruning.round_to=8", "engine=eager,onnxruntime", *tiny])
+def test_a_job_that_fails_leaves_the_others_alone(
+    ran: Any, tiny: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    jobs = ("pruning=structured", "pruning.round_to=8", "engine=eager,onnxruntime")
+    code = cli.run(["-m", "run", *jobs, *tiny, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"])
     assert code == 1
     assert len(list(tmp_path.glob("outputs/sweeps/*/*/summary.json"))) == 2
+    (file,) = tmp_path.glob("outputs/sweeps/*/sweep.json")
+    assert {job["verdict"] for job in json.loads(file.read_text())["jobs"]} == {"failed"}
+    # Jobs of other processes write into their folders; the terminal has one line of each.
+    printed = capfd.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("[")] == [
+        line for line in printed.splitlines() if "engine=" in line and "failed:" in line
+    ]
+    assert "trial 00 baseline" not in printed
+    assert all("trial 00 baseline" in log.read_text() for log in tmp_path.glob("outputs/sweeps/*/*/log.txt"))

@@ -123,17 +123,17 @@ def test_better_is_higher_up_on_the_axes_of_results(sweep: Sweep) -> None:
     assert ranked == sorted(latencies, key=lambda number: latencies[number])
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, 200])
 def test_the_table_cuts_no_figure(sweep: Sweep, width: int) -> None:
     written = StringIO()
     Screen(Console(file=written, width=width, color_system=None)).sweep(sweep)
     lines = written.getvalue().splitlines()
-    (best,) = [line for line in lines if re.match(r" *8 ", line)]
-    assert "74.1 [71.9, 76.3] µs" in best
-    assert "118 kB" in best
-    assert "accepted *" in best
-    (failed,) = [line for line in lines if line.startswith("  9 ")]
-    assert "ask for target.threads=2" in failed
+    (best,) = [place for place, line in enumerate(lines) if re.match(r" *8 ", line)]
+    assert "74.1 [71.9, 76.3] µs" in lines[best]
+    assert "118 kB" in lines[best]
+    assert "accepted *" in lines[best]
+    assert "soft_labels" in lines[best if width == 200 else best + 1]
+    assert any(line.startswith("  9 ") and "ask for target.threads=2" in line for line in lines)
 
 
 def test_trainings_are_ranked_by_their_pace(training_result: TrainingResult) -> None:

@@ -143,6 +143,13 @@ def test_says_in_one_line_what_makes_no_sense(
     assert pipeline.ran == []
 
 
+def test_a_launcher_is_shown_as_its_file_here_spells_it() -> None:
+    command = [sys.executable, "-m", "hasten.cli", "run", "hydra/launcher=joblib", "--cfg", "hydra", "-p", "hydra"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "n_jobs: null" in shown.stdout
+
+
 def test_one_process_runs_a_sweep_at_a_time(
     sweep: Any, pipeline: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -388,31 +388,41 @@ def _training_table(trials: Sequence[Trial], width: int, first: int) -> Renderab
 
 
 def _sweep_table(sweep: Sweep, width: int) -> RenderableType:
-    """One line a job, but for choices that have no room beside one another. No figure is cut at 80 columns."""
+    """One line a job with a column for each choice; where that has no room, its choices stand below its figures.
+
+    No figure is cut at 80 columns.
+    """
     widths = SWEPT_TRAINING_WIDTHS if sweep.training else SWEPT_WIDTHS
     names = swept.head(sweep)
     shown = [place for place, name in enumerate(names) if not name.startswith("drop")]
-    head = ("#", "recipe", *(names[place] if len(names[place]) <= 11 else "quality" for place in shown), "verdict")
-    lines: list[RenderableType] = [_figures(width, [Text(cell, "bold") for cell in head], widths)]
-    for job in sweep.ranked:
+    head = [names[place] if len(names[place]) <= 8 or place == 0 else "quality" for place in shown]
+    keys = list(dict.fromkeys(key for job in sweep.jobs for key in job.choices))
+    titles = [key.rpartition(".")[2] for key in keys]
+    values = [[job.choices.get(key, "") for key in keys] for job in sweep.ranked]
+    needed = [max(map(len, column)) for column in zip(titles, *values, strict=True)]
+    beside = sum(needed) + len(needed) + sum(widths) + len(widths) + 3 <= width
+    columns = [*needed, *widths] if beside else widths
+    named = ("#", *(titles if beside else ()), *head, "verdict")
+    lines: list[RenderableType] = [_swept_line([Text(cell, "bold") for cell in named], columns)]
+    for job, chosen in zip(sweep.ranked, values, strict=True):
         front, figures = job.number in sweep.front, swept.figures(sweep, job.trial)
-        room = _tried_width(width, widths)
-        recipe = "\n".join(_folded(choice, room) for choice in _filled(job.short, room))
+        style = "bold" if front else ""
         verdict = Text(f"{job.verdict}{' *' if front else ''}", VERDICT_STYLES.get(job.verdict, ""))
-        cells = [Text(str(job.number)), Text(recipe, "bold" if front else ""), *(Text(figures[at]) for at in shown)]
-        lines.append(_figures(width, [*cells, verdict], widths))
+        choices = [Text(value, style) for value in chosen] if beside else []
+        cells = [Text(str(job.number)), *choices, *(Text(figures[at]) for at in shown), verdict]
+        lines.append(_swept_line(cells, columns))
+        if not beside:
+            lines.append(Padding(Text(" ".join(job.short), style), (0, 0, 0, 4)))
     return Group(*lines)
 
 
-def _filled(words: Sequence[str], width: int) -> list[str]:
-    """Lines of as many words as have room."""
-    lines: list[str] = []
-    for word in words:
-        if lines and len(lines[-1]) + 1 + len(word) <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
+def _swept_line(cells: Sequence[Text], widths: Sequence[int]) -> Table:
+    line = Table.grid(padding=(0, 1, 0, 0), expand=False)
+    line.add_column(width=3, justify="right")
+    for width in widths:
+        line.add_column(width=width, no_wrap=True)
+    line.add_row(*cells)
+    return line
 
 
 def _figures(width: int, cells: Iterable[Text], figure_widths: Sequence[int] = FIGURE_WIDTHS) -> Table:

@@ -58,7 +58,14 @@ def check(option: str) -> None:
 
 
 def settle(config: DictConfig, option: str) -> None:
-    """Sets what a launcher's file leaves to the machine: with joblib, as many jobs as have cores for their requests."""
-    if option == "joblib" and config.hydra.launcher.get("n_jobs") is None:
-        threads = config.target.get("threads") if config.target else None
-        config.hydra.launcher.n_jobs = max(1, num_cores() // (threads or 1))
+    """Sets what a launcher's file leaves open: how many jobs this machine has cores for, or cores of a job."""
+    launcher = config.hydra.launcher
+    serving = config.target.get("threads") if config.target else None
+    training = config.trainer.get("threads") if config.trainer else None
+    busy = max(serving or 1, training or 1)
+    if option == "joblib" and launcher.get("n_jobs") is None:
+        launcher.n_jobs = max(1, num_cores() // (serving or 1))
+    elif option == "submitit_slurm" and launcher.get("cpus_per_task") is None:
+        launcher.cpus_per_task = busy
+    elif option == "ray" and launcher.ray.remote.get("num_cpus") is None:
+        launcher.ray.remote.num_cpus = min(busy, num_cores()) if launcher.ray.init.get("address") is None else busy

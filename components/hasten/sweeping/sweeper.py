@@ -111,7 +111,8 @@ class HastenSweeper(Sweeper):
         if again is not None and again not in AGAIN:
             raise ConfigError(f"again must be one of {', '.join(AGAIN)} or null, got {again!r} (sweep.again)")
         self.config_dir = self.task.folders[0] if len(self.task.folders) > 1 else None
-        self.keeping = config.pipeline.name in KEEPING and not config.dry_run
+        chosen = set(re.findall(r"\w+", str(config.hydra.runtime.choices["pipeline"]))) - {"choice"}
+        self.keeping = chosen <= set(KEEPING) and not config.dry_run
 
     # What a search overrides.
 
@@ -339,14 +340,15 @@ class HastenSweeper(Sweeper):
         )
         own = [[*item.job.overrides, f"hydra.sweep.subdir={quoted(item.folder.name)}"] for item in items]
         problem: Exception | None = None
-        with self._watched(items, outcomes) if together else nullcontext():
-            try:
+        try:
+            with self._watched(items, outcomes) if together else nullcontext():
                 returned: Sequence[JobReturn] = launcher.launch(own, initial_job_idx=items[0].number)
-            except Exception as error:
-                problem, returned = error, []
-        for item in items:
-            if item.folder.name not in outcomes:
-                self._ended(item, outcomes)
+        except Exception as error:
+            problem, returned = error, []
+        finally:
+            for item in items:
+                if item.folder.name not in outcomes:
+                    self._ended(item, outcomes)
         for answer in returned:
             if answer.status == JobStatus.FAILED:
                 problem = problem or answer._return_value

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.files import read_json, write_json
 from hasten.sweeping.job import JOB_FILE, SUMMARY_FILE, deciding_trial, finished
+from hasten.tracking.credentials import without_credentials
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -134,7 +135,7 @@ def write_outcome(folder: Path, config_digest: str, *, code: int, reason: str, s
         "config": config_digest,
         "code": code,
         "verdict": verdict,
-        "reason": reason or (f"ended with exit code {code}" if code else ""),
+        "reason": without_credentials(reason) or (f"ended with exit code {code}" if code else ""),
         "seconds": round(seconds, 3),
         "summary": SUMMARY_FILE if (folder / SUMMARY_FILE).is_file() else None,
     }
@@ -150,7 +151,7 @@ def report(error: Exception, *, traceback: bool) -> int:
     if traceback or not isinstance(error, HastenError):
         print_exception(error)
     else:
-        for line in str(error).splitlines():
+        for line in without_credentials(str(error)).splitlines():
             print(f"hasten: {line}", file=sys.stderr)
     return USAGE_ERROR if isinstance(error, ConfigError) else 1
 
@@ -174,6 +175,9 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_credentials(super().format(record))
 
 
 def log_to_stderr() -> None:
