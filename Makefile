@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MIRROR := build/mirror
 
-.PHONY: demo install test check mirror fast drill engines clean
+.PHONY: demo install test check mirror docs fast drill engines clean
 
 demo: $(STAMP)
 	$(BIN)/hasten
@@ -32,6 +32,10 @@ mirror:
 	mkdir -p $(MIRROR)
 	cp -R components/hasten $(MIRROR)/hasten
 	cp -R pipelines conf $(MIRROR)/hasten/
+
+# The documentation, into build/site; the tests build it too.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: check
 	$(BIN)/python -m pytest -m "not drill and not gpu"

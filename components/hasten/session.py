@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from hasten.core.objective import Objective, gain, judge
 from hasten.core.preflight import check, refusals
 from hasten.core.recipe import UNTOUCHED, Composer, Recipe, rebuild_command, says_more
 from hasten.core.sections import Distributed
-from hasten.core.store import Store
+from hasten.core.store import Store, code_folder
 from hasten.core.training_objective import PLAIN_LOADER, PLAIN_STEP, TRAINING, TrainingObjective, judge_training
 from hasten.core.trial import Choice, Diagnosis, Evaluation, Interval, Strategy, TrainingEvaluation, Trial
 from hasten.reporting.terminal import Screen
@@ -107,6 +108,8 @@ class Session:
         forget_fingerprints()
         composer = Composer.of(overrides)
         recipe = composer.compose()
+        if (code := code_folder(store_folder(recipe))).is_dir() and str(code) not in sys.path:
+            sys.path.append(str(code))
         check(recipe)
         known = composer.options("engine")
         if strangers := [name for name in recipe.section("target")["engines"] if name not in known]:

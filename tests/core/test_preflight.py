@@ -34,6 +34,10 @@ WRONG = [
     # what was typed, and the one line that it gives
     (("task.metrics=null",), "task.metrics must name at least one metric, got None"),
     (
+        ("task.metrics.accuracy=null", "task.metrics.recall=null"),
+        "task.metrics must name at least one metric, got {'accuracy': None, 'recall': None}",
+    ),
+    (
         ("+task.metrics.mine.max_drop=0.1",),
         "task.metrics.mine._target_ must be the dotted path of a function of (outputs, targets), got {'max_drop': 0.1}",
     ),

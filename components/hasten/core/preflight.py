@@ -136,12 +136,14 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
 def _metrics(recipe: Recipe) -> Iterator[str]:
     nodes = _at(recipe.config, "task.metrics")
-    if not isinstance(nodes, Mapping) or not nodes:
+    if not isinstance(nodes, Mapping) or all(node is None for node in nodes.values()):
         yield f"task.metrics must name at least one metric, got {nodes!r}"
         return
     hints = {name: hint for name, hint in typing.get_type_hints(Metric, include_extras=True).items() if name != "name"}
     for name, node in nodes.items():
         key = f"task.metrics.{name}"
+        if node is None:  # one of the task's that is not wanted
+            continue
         if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
             yield f"{key}._target_ must be the dotted path of a function of (outputs, targets), got {node!r}"
             continue

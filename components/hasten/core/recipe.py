@@ -205,6 +205,14 @@ class Composer:
         overrides = normalise([*final, *(f"{key}={_typed(value)}" for key, value in said.items())])
         return Recipe(overrides=overrides, config={str(key): value for key, value in values.items()})
 
+    def setting(self, key: str) -> Any:
+        """The value of a key in the user's own config, whatever else of it has no value yet.
+
+        Raises:
+            ConfigError: as of `compose`.
+        """
+        return OmegaConf.select(self._config([*self.base, *self.walk]), key)
+
     def typed(self, group: str) -> tuple[str, ...]:
         """Knobs of a group that the user typed."""
         keys = (text.lstrip("+~").partition("=")[0] for text in self.base)

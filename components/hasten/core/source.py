@@ -43,7 +43,7 @@ def _collect(spec: ModuleSpec, seen: dict[str, str]) -> None:
         if module.name in seen or module.name.startswith("hasten.core") or not (module.origin or "").endswith(".py"):
             continue
         tree = ast.parse(Path(str(module.origin)).read_text(encoding="utf-8"))
-        seen[module.name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+        seen[module.name] = hashlib.sha256(ast.dump(without_docstrings(tree)).encode()).hexdigest()
         pending.extend(_local_imports(tree, module))
 
 
@@ -79,7 +79,8 @@ def _is_local(top: str) -> bool:
     return spec is not None and bool(spec.origin) and not _is_library(spec)
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
+def without_docstrings(tree: ast.Module) -> ast.Module:
+    """The tree as it runs: its docstrings are taken out."""
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)

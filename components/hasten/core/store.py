@@ -3,7 +3,7 @@
 Layout: `<stage>/<key>/` holds a finished stage with its `stage.json`; `.work/<stage>-<key>/` a stage in the making,
 kept after a kill so that a training goes on from its checkpoint; `.locks/` one lock per key. A stage is finished the
 moment its folder is renamed out of `.work`, so a process killed at any moment leaves nothing half-finished where it
-would be read.
+would be read. `.given/` keeps what a notebook gave.
 """
 
 from __future__ import annotations
@@ -26,8 +26,15 @@ from hasten.core.files import digest, read_json, sync_tree, tree_bytes, tree_dig
 log = logging.getLogger(__name__)
 
 MANIFEST = "stage.json"
+GIVEN = ".given"
+"""In the store: what a notebook gave as objects, kept as files, so that recipes can name it."""
 ATTEMPT = "resume-attempt.json"
 """In a stage in the making: when the attempt began, and what earlier, killed attempts had cost."""
+
+
+def code_folder(store: Path) -> Path:
+    """Python modules that a notebook gave, from which every process of a run imports."""
+    return store.absolute() / GIVEN / "code"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import INPUT, DataSource, Table
 from hasten.data.fingerprint import of_table
+from hasten.data.parts import SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,14 @@ class Npz(DataSource):
         path: the file.
         inputs: name of the array of inputs; or a list of names, which are then those of the model's inputs.
         targets: name of the array of targets, (rows,) or (rows, values): finite numbers. None: rows without labels.
+        parts: name of an array of texts, (rows,), that say which split a row belongs to: `train`, `validate` or `test`,
+            or several, `validate+test`, between which their rows are divided. None: all rows are divided.
     """
 
     path: str
     inputs: str | tuple[str, ...] = "inputs"
     targets: str | None = "targets"
+    parts: str | None = None
 
     def fingerprint(self) -> str:
         return of_table(self.load())
@@ -41,10 +45,12 @@ class Npz(DataSource):
             raise ConfigError("data.inputs must name at least one array, got none")
         if twice := sorted({name for name in names if names.count(name) > 1 or name == self.targets}):
             raise ConfigError(f"data.inputs and data.targets must name different arrays, got {', '.join(twice)} twice")
-        inputs, targets = self._read(names)
+        inputs, targets, parts = self._read(names)
         problems = [line for name, values in inputs.items() for line in self._problems_of_inputs(name, values)]
         if targets is not None:
             problems += self._problems_of_targets(targets)
+        if parts is not None:
+            problems += self._problems_of_parts(parts, len(next(iter(inputs.values()))))
         problems = problems or list(self._problems_of_rows(inputs, targets))
         if problems:
             raise ConfigError(*problems)
@@ -52,9 +58,9 @@ class Npz(DataSource):
             inputs = {INPUT: inputs[self.inputs]}
         if targets is not None and targets.dtype.kind in "biu":
             targets = targets.astype(np.int64)
-        return Table(inputs=inputs, targets=targets)
+        return Table(inputs=inputs, targets=targets, parts=parts)
 
-    def _read(self, names: tuple[str, ...]) -> tuple[dict[str, NDArray[Any]], NDArray[Any] | None]:
+    def _read(self, names: tuple[str, ...]) -> tuple[dict[str, NDArray[Any]], NDArray[Any] | None, NDArray[Any] | None]:
         try:
             # Opened here, because np.load leaves a file open that turns out to be no archive.
             with open(self.path, "rb") as file:
@@ -62,7 +68,8 @@ class Npz(DataSource):
                 if isinstance(archive, np.lib.npyio.NpzFile):
                     inputs = {name: self._array(archive, "inputs", name) for name in names}
                     targets = None if self.targets is None else self._array(archive, "targets", self.targets)
-                    return inputs, targets
+                    parts = None if self.parts is None else self._array(archive, "parts", self.parts)
+                    return inputs, targets, parts
         except FileNotFoundError as error:
             raise ConfigError(f"data.path={self.path} does not exist") from error
         except ConfigError:
@@ -108,6 +115,15 @@ class Npz(DataSource):
             yield (
                 f"{array} has {num_bad} of {targets.size} values that are NaN, infinite or beyond float32 ({self.path})"
             )
+
+    def _problems_of_parts(self, parts: NDArray[Any], num_rows: int) -> Iterator[str]:
+        array = f"data.parts={self.parts}"
+        if parts.dtype.kind != "U" or parts.shape != (num_rows,):
+            yield f"{array} must be one text a row ({num_rows},), got {parts.dtype} {parts.shape} ({self.path})"
+            return
+        names = {name for text in np.unique(parts) for name in str(text).split("+")}
+        if strangers := sorted(names - set(SPLITS)):
+            yield f"{array} must name {', '.join(SPLITS)}, got {', '.join(strangers)} ({self.path})"
 
     def _problems_of_rows(self, inputs: Mapping[str, NDArray[Any]], targets: NDArray[Any] | None) -> Iterator[str]:
         first, *others = inputs

@@ -56,11 +56,20 @@ class TorchData(DataSource):
         return of_table(self.load())
 
     def load(self) -> Table:
-        with _fixed_seed():
-            datasets, divided = self._datasets()
-            read = {
-                split: self._columns(key, rows) for split, (key, rows) in datasets.items() if split in divided.texts
-            }
+        with fixed_seed():
+            return self.read(*self._datasets())
+
+    def read(self, datasets: Mapping[str, tuple[str, Any]], divided: Parts) -> Table:
+        """The items of datasets that are there already.
+
+        Args:
+            datasets: split -> (where the user named it, dataset).
+            divided: which of them are read, and for whom.
+
+        Raises:
+            ConfigError: items that are no rows, or differ in shape.
+        """
+        read = {split: self._columns(key, rows) for split, (key, rows) in datasets.items() if split in divided.texts}
         _check_alike({datasets[split][0]: columns for split, columns in read.items()})
         first = next(iter(read.values()))
         columns = {name: np.concatenate([read[split][name] for split in divided.texts]) for name in first}
@@ -82,10 +91,10 @@ class TorchData(DataSource):
             got = " and ".join(f"data.{key}" for key in given) or "none"
             raise ConfigError(f"one of data.dataset, data.train (and .validate, .test) and data.datamodule, got {got}")
         if self.dataset is not None:
-            rows = _map_style(_made(self.dataset, "data.dataset"), "data.dataset")
+            rows = map_style(_made(self.dataset, "data.dataset"), "data.dataset")
             return {"train": ("data.dataset", rows)}, Parts(texts={"train": "+".join(SPLITS)}, notes=())
         if self.datamodule is not None:
-            found = _of_module(_made(self.datamodule, "data.datamodule"))
+            found = of_module(_made(self.datamodule, "data.datamodule"))
         else:
             found = {split: (f"data.{split}", _made(node, f"data.{split}")) for split, node in named.items()}
         if "train" not in found:
@@ -93,7 +102,7 @@ class TorchData(DataSource):
                 f"data.train is missing beside {', '.join(key for key, _ in found.values()) or 'the rest'}"
             )
         for key, rows in found.values():
-            _map_style(rows, key)
+            map_style(rows, key)
         same = {split: _identity(named.get(split), rows) for split, (_, rows) in found.items()}
         return found, parts(same)
 
@@ -199,7 +208,7 @@ def _argument(value: Any, key: str) -> Any:
     return value
 
 
-def _map_style(rows: Any, key: str) -> Any:
+def map_style(rows: Any, key: str) -> Any:
     from torch.utils.data import IterableDataset
 
     if isinstance(rows, IterableDataset):
@@ -212,7 +221,7 @@ def _map_style(rows: Any, key: str) -> Any:
     return rows
 
 
-def _of_module(module: Any) -> dict[str, tuple[str, Any]]:
+def of_module(module: Any) -> dict[str, tuple[str, Any]]:
     """Split -> (where it is, dataset of its loader), of the loaders that a LightningDataModule has."""
     loaders = {"train": "train_dataloader", "validate": "val_dataloader", "test": "test_dataloader"}
     if not hasattr(module, "train_dataloader"):
@@ -300,7 +309,7 @@ def _told(columns: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _fixed_seed() -> Iterator[None]:
+def fixed_seed() -> Iterator[None]:
     """Random numbers of `random`, NumPy and PyTorch from a fixed seed; afterwards they go on as if nothing was."""
     import torch
 

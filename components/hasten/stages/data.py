@@ -94,9 +94,9 @@ def task(recipe: Recipe) -> Task:
 
 
 def metrics(recipe: Recipe) -> tuple[Metric, ...]:
-    """How well the task is done; the first decides what is told first."""
+    """How well the task is done; the first decides what is told first, and null leaves one out."""
     nodes = recipe.section("task")["metrics"]
-    return tuple(Metric(name=name, target=node["_target_"], **arguments(node)) for name, node in nodes.items())
+    return tuple(Metric(name=name, target=node["_target_"], **arguments(node)) for name, node in nodes.items() if node)
 
 
 def transforms(recipe: Recipe) -> list[Transform]:
