@@ -17,7 +17,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 SECTION = "Configs"
-WHOLE = ("strategy", "experiment", "space", "debug")
+WHOLE = ("strategy", "experiment", "space", "hparams_search", "debug")
 """Groups whose files are compositions: they are shown as they are."""
 FLAGS = re.compile(r"^# @package .*\n")
 
@@ -87,7 +87,9 @@ def page(group: str) -> str:
     lines += [f"| [`{file.stem}`](#{file.stem}) | {cell(purpose(file))} |" for file in files_of(group)]
     for file in files_of(group):
         lines += ["", f"## {file.stem} {{ #{file.stem} }}", "", purpose(file), ""]
-        lines += ["```bash", f"hasten {group}={file.stem}", "```", ""] if group not in ("pipeline", "strategy") else []
+        flag = "-m " if group == "hparams_search" else ""
+        if group not in ("pipeline", "strategy"):
+            lines += ["```bash", f"hasten {flag}{group}={file.stem}", "```", ""]
         lines += fenced(file) if group in WHOLE else option(file, group)
     return "\n".join(lines) + "\n"
 
