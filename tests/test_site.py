@@ -49,7 +49,7 @@ def keys(node: object, prefix: str) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_every_option_and_knob_has_its_place_in_the_reference(site: Path) -> None:
-    whole = ("strategy", "experiment", "space", "hparams_search", "debug")
+    whole = ("strategy", "experiment", "space", "debug")
     for file in conf_folder().rglob("*.yaml"):
         if file.parent == conf_folder():
             continue
