@@ -63,6 +63,7 @@ class Schema:
     strategy: Any = None
     strategies: Any = None
     space: Any = None
+    hparams_search: Any = None
     tracking: Any = None
     experiment: Any = None
     debug: Any = None

@@ -90,7 +90,7 @@ class HastenSweeper(Sweeper):
     exclusive: ClassVar[bool] = True
     """Whether a sweep is run by one process at a time."""
     ignored: ClassVar[tuple[str, ...]] = ("hydra.sweeper.max_batch_size",)
-    """Overrides of Hydra's that make no other sweep of it."""
+    """Overrides that make no other sweep of it."""
     total: int | None = None
     """Number of jobs, where it is known before they run."""
 
@@ -152,7 +152,8 @@ class HastenSweeper(Sweeper):
         typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         typed = [_without_single_choice(text) for text in typed if section(text) != "sweep"]
         overrides = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(typed)
-        self.identity = identity([*typed, *self._of_sweeper()], self.config_dir)
+        named = (text for text in typed if text.lstrip("+").partition("=")[0] not in self.ignored)
+        self.identity = identity([*named, *self._of_sweeper()], self.config_dir)
         self.command = _command_line(typed, self.config.hydra.overrides.hydra, self.config_dir)
         self.folder = self._folder()
         outcomes: dict[str, Outcome] = {}

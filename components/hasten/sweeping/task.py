@@ -62,6 +62,8 @@ class Task:
         folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
         code, reason = 0, ""
         try:
+            if config.hparams_search is not None:
+                raise ConfigError("hparams_search searches many recipes, which -m runs: hasten -m hparams_search=...")
             pipeline = import_module(f"hasten.pipelines.{config.pipeline.name}")
             # A pipeline that works whatever the recipe is makes its own session, in which nothing has been checked.
             make_session = getattr(pipeline, "session", Session.of)
