@@ -47,6 +47,7 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", SECONDS_PER_REQUEST)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     with warnings.catch_warnings():
         # MLflow 3.17 on SQLAlchemy 2.1: "The ``noload`` loader strategy is deprecated".
         warnings.filterwarnings("ignore", message=".*noload.*")
@@ -55,6 +56,8 @@ def connect(uri: str) -> Any:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         # It prints a traceback of each database error, beside raising it.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        # It tells every retry; that the server is away is told once, by us.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         return MlflowClient(tracking_uri=absolute(uri))
 
 
