@@ -14,13 +14,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hasten.tracking import connection
+from hasten.core.trial import Trial
+from hasten.tracking import connection, mlflow
+from hasten.tracking.mlflow import MlflowTracker
 
 pytestmark = pytest.mark.drill
 
@@ -157,7 +159,64 @@ def check_record(uri: str, left: Path) -> None:
     assert not (left / "refused.json").exists()
 
 
-def test_a_server_on_sqlite(tmp_path: Path) -> None:
+def check_recorded_once(server: TrackingServer, trials: Sequence[Trial], run_folder: Path, notes: Path) -> None:
+    """Kills the server in the middle of two records and leaves it away at the end of the run."""
+    server.start()
+    tracker = MlflowTracker(uri=server.uri, artifacts="", pending=str(notes), register="fast")
+    tracker.start("drill", "", ["seed=1"], run_folder)
+    for number, trial in enumerate(trials):
+        if number in (1, 3):
+            killer = threading.Timer(random.Random(number).uniform(0.05, 0.6), server.kill)
+            killer.start()
+            tracker.record(trial, {"teacher": {"loss": [2.0, 1.0]}}, {})
+            killer.join()
+        else:
+            tracker.record(trial, {}, {})
+        if number == 2:
+            server.start()
+    tracker.finish(None, run_folder, "FINISHED")
+    assert (run_folder / "unlogged").exists()
+    server.start()
+    assert MlflowTracker(uri=server.uri, artifacts="", pending=str(notes)).sync()
+    client = connection.connect(server.uri)
+    experiment = client.get_experiment_by_name("drill").experiment_id
+    runs = client.search_runs([experiment])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    mine = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(run.info.run_name[:2] for run in mine) == [f"{trial.number:02d}" for trial in trials]
+    assert {run.info.status for run in runs} == {"FINISHED", "FAILED"}
+    curve = client.get_metric_history(parent.info.run_id, "trial_latency_p50_ms")
+    assert [point.step for point in curve] == [trial.number for trial in trials if trial.evaluation is not None]
+    (model,) = client.search_logged_models([experiment])
+    assert [each.model_id for each in client.get_run(parent.info.run_id).outputs.model_outputs] == [model.model_id]
+    assert len(client.search_model_versions("name = 'fast'")) == 1
+    assert not (run_folder / "unlogged").exists()
+    assert not (run_folder / "refused.json").exists()
+
+
+def test_records_are_complete_whenever_a_server_on_sqlite_dies(
+    trials: Sequence[Trial], run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow, "RETRY_SECONDS", 0.0)
+    server = TrackingServer(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+    try:
+        check_recorded_once(server, trials, run_folder, tmp_path / "notes")
+    finally:
+        server.kill()
+
+
+def test_records_are_complete_whenever_a_server_on_postgresql_dies(
+    trials: Sequence[Trial], run_folder: Path, tmp_path: Path, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow, "RETRY_SECONDS", 0.0)
+    server = TrackingServer(tmp_path, postgres)
+    try:
+        check_recorded_once(server, trials, run_folder, tmp_path / "notes")
+    finally:
+        server.kill()
+
+
+def test_a_whole_run_with_a_server_on_sqlite(tmp_path: Path) -> None:
     server = TrackingServer(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
     try:
         left, told, kills = recorded_while_killed(server, tmp_path, seed=1)
@@ -167,7 +226,7 @@ def test_a_server_on_sqlite(tmp_path: Path) -> None:
         server.kill()
 
 
-def test_a_server_on_postgresql(tmp_path: Path, postgres: str) -> None:
+def test_a_whole_run_with_a_server_on_postgresql(tmp_path: Path, postgres: str) -> None:
     server = TrackingServer(tmp_path, postgres)
     try:
         left, told, kills = recorded_while_killed(server, tmp_path, seed=2)
