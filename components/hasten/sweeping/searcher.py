@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hasten.core.credentials import without_credentials
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Edit
 from hasten.core.objective import Objective, excesses
@@ -19,7 +20,6 @@ from hasten.planning.sampling import sampler, suggested
 from hasten.reporting.facts import restored
 from hasten.sweeping.job import JOB_FILE, Job, Outcome
 from hasten.sweeping.study import EDIT, REASON, RECIPE, RUNG, Study, counts
-from hasten.tracking.credentials import without_credentials
 
 if TYPE_CHECKING:
     import optuna
