@@ -163,7 +163,12 @@ def help_text(folders: Sequence[Path]) -> str:
         "  hasten doctor                                what works on this machine, and how to get what does not",
         "  hasten launch distributed=ddp launch.nodes=2    what starts the same run on several hosts",
         "  hasten init                                  write a small project of your own to start from",
+        "  hasten ui                                    look at the record of the runs in MLflow, until Ctrl-C",
+        "  hasten compare runs=[a,b]                    two runs side by side, with a paired verdict",
+        "  hasten report run=<id>                       the report of a run again, from what MLflow has of it",
+        "  hasten sync                                  log what runs could not while the tracking server was away",
         "  hasten -m run pruning=none,structured        sweep recipes over one store; if killed, the same goes on",
+        "  hasten -m hparams_search=recipe              search recipes with Optuna: latency, size and quality at once",
         "  hasten run dry_run=true                      what would be done, and what the store already has",
         "  hasten run --cfg job                         the composed config, every knob with its value",
         "  hasten --config-dir my_conf model=mine       with config files of your own",
@@ -181,12 +186,12 @@ def _through_hydra(arguments: Sequence[str], *, traceback: bool) -> int:
     from hydra import main as hydra_main
 
     from hasten.core import schema
-    from hasten.sweeping import launchers, sweeper
+    from hasten.sweeping import launchers, optuna, sweeper
     from hasten.sweeping.task import Task, log_to_stderr
 
     schema.register()
     launchers.register()
-    sweeper.register(sweeper.HastenSweeper)
+    sweeper.register(sweeper.HastenSweeper, optuna.OptunaSweeper)
     log_to_stderr()
     task = Task(folders=tuple(config_folders(arguments)), traceback=traceback)
     start = hydra_main(version_base="1.3", config_path="pkg://hasten.conf", config_name="config")

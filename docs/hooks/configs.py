@@ -87,13 +87,15 @@ def page(group: str) -> str:
     lines += [f"| [`{file.stem}`](#{file.stem}) | {cell(purpose(file))} |" for file in files_of(group)]
     for file in files_of(group):
         lines += ["", f"## {file.stem} {{ #{file.stem} }}", "", purpose(file), ""]
-        lines += ["```bash", f"hasten {group}={file.stem}", "```", ""] if group not in ("pipeline", "strategy") else []
+        flag = "-m " if group.startswith(("hparams_search", "hydra/")) else ""
+        if group not in ("pipeline", "strategy"):
+            lines += ["```bash", f"hasten {flag}{group}={file.stem}", "```", ""]
         lines += fenced(file) if group in WHOLE else option(file, group)
     return "\n".join(lines) + "\n"
 
 
 def option(file: Path, group: str) -> list[str]:
-    prefix = group.replace("/", ".")
+    prefix = "" if FLAGS.match(file.read_text(encoding="utf-8")) else group.replace("/", ".")
     found = list(knobs(file, prefix))
     target = next((knob.default for knob in found if knob.key == f"{prefix}._target_"), None)
     lines = [f"Class: `{target}`", ""] if target else []

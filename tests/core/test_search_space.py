@@ -93,6 +93,12 @@ def test_overrides_of_a_rung_go_to_those_that_choose_their_group() -> None:
     assert space().at(pruned, rung) == (*pruned, "pruning.training.epochs=0", "trainer.epochs=1")
 
 
+def test_a_technique_that_is_given_has_its_knobs_searched() -> None:
+    node = {"sparsity": NODE["sparsity"]}
+    assert point(SearchSpace.of(node)) == ()
+    assert point(SearchSpace.of(node, ["pruning=structured"])) == ("pruning.sparsity=0.2",)
+
+
 @pytest.mark.parametrize(
     ("node", "told"),
     [

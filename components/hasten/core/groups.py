@@ -24,6 +24,7 @@ GROUPS = (
     "planner",
     "strategy",
     "space",
+    "hparams_search",
     "tracking",
     "experiment",
     "debug",

@@ -20,7 +20,18 @@ from hasten.core.interfaces import DataSource, Engine, Pass, Target, Task
 from hasten.core.objective import Objective
 from hasten.core.recipe import Recipe, nearest
 from hasten.core.schedules import unfit_for_stages
-from hasten.core.sections import Callbacks, Distributed, Launch, Loader, Metric, Split, Step, Trainer, TrainingSettings
+from hasten.core.sections import (
+    Callbacks,
+    Distributed,
+    Launch,
+    Loader,
+    Metric,
+    Search,
+    Split,
+    Step,
+    Trainer,
+    TrainingSettings,
+)
 from hasten.core.tensor_plan import TensorPlan
 from hasten.core.training_objective import TRAINING, TrainingObjective
 
@@ -44,6 +55,7 @@ SECTIONS: Mapping[str, type] = {
     "distributed": Distributed,
     "callbacks": Callbacks,
     "launch": Launch,
+    "hparams_search": Search,
     "data.split": Split,
     "model.training": TrainingSettings,
     "student.training": TrainingSettings,

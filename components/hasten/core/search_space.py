@@ -108,15 +108,19 @@ class Point:
 class SearchSpace:
     """Decisions, taken one after the other.
 
-    A decision is left out, and its overrides with it, where none of its `only_with` was chosen before. A knob that says
-    nothing of that kind is left out where its group stands for no technique (`pruning.sparsity` beside `pruning=none`).
+    A decision is left out, and its overrides with it, where none of its `only_with` was chosen before. A technique's
+    knob that says nothing of that kind is left out where the technique is (`pruning.sparsity` beside `pruning=none`).
     """
 
     decisions: tuple[Decision, ...]
+    given: Edit = ()
 
     @classmethod
-    def of(cls, node: Any) -> SearchSpace:
+    def of(cls, node: Any, given: Sequence[str] = ()) -> SearchSpace:
         """From the section `space` of the config.
+
+        Args:
+            given: overrides that every point has besides; they may choose the technique whose knob is searched.
 
         Raises:
             ConfigError: it is not spelt as it has to be, with one line for each problem.
@@ -138,7 +142,7 @@ class SearchSpace:
             problems.append("space leaves nothing to decide: name at least one decision, or take space=recipe")
         if problems:
             raise ConfigError(*problems)
-        return cls(decisions=tuple(decisions))
+        return cls(decisions=tuple(decisions), given=tuple(given))
 
     def point(self, decide: Callable[[Decision], Value]) -> Point:
         """Where one gets by answering each question that arises."""
@@ -189,27 +193,25 @@ class SearchSpace:
             for found, edit in self._from((*before, *first.edit(value)), others):
                 yield {first.name: value, **found}, edit
 
-    def chooses(self, group: str) -> bool:
-        """Whether any decision sets this group."""
-        return any(key == group for decision in self.decisions for key, _ in _offers(decision))
-
     def at(self, edit: Edit, rung: Edit) -> Edit:
-        """An edit with the overrides of a rung.
-
-        One whose group the space decides goes to the edits that choose a technique in it alone.
-        """
-        chosen = _settled(edit)
-        return (*edit, *(text for text in rung if self._concerns(text.partition(".")[0], chosen)))
-
-    def _concerns(self, group: str, chosen: Mapping[str, str]) -> bool:
-        return not self.chooses(group) or chosen.get(group, "none") not in LEFT_OUT
+        """An edit with the overrides of a rung; those of a technique's knobs go to who chose the technique alone."""
+        chosen = _settled((*self.given, *edit))
+        return (*edit, *(text for text in rung if _concerns(text.partition(".")[0], chosen)))
 
     def _arises(self, decision: Decision, before: Edit) -> bool:
-        chosen = _settled(before)
+        chosen = _settled((*self.given, *before))
         if decision.only_with:
             return any(chosen.get(key) == option for key, _, option in (it.partition("=") for it in decision.only_with))
         group, knob, _ = decision.key.partition(".")
-        return not knob or self._concerns(group, chosen)
+        return not knob or _concerns(group, chosen)
+
+
+TECHNIQUES = ("student", "distillation", "pruning", "quantization")
+"""Groups whose knobs are there only where an option other than none or same is chosen."""
+
+
+def _concerns(group: str, chosen: Mapping[str, str]) -> bool:
+    return group not in TECHNIQUES or chosen.get(group, "none") not in LEFT_OUT
 
 
 RANGE_KEYS = ("key", "low", "high", "step", "log", "only_with")

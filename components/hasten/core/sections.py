@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal, NamedTuple
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, MinLen
 
 from hasten.core.errors import ConfigError
 
@@ -440,3 +440,41 @@ class Launch:
             except ConfigError as error:
                 raise ConfigError(f"launch.min_nodes={self.min_nodes} allows for {left} hosts: {error}") from None
         return each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """A search over the space, whose jobs `hasten -m` runs.
+
+    Attributes:
+        sampler: who proposes (`planning.sampling.Sampler`).
+        startup_trials: of tpe, drawn at random before it learns; of nsga2, the size of a generation.
+        n_trials: recipes that are tried, by all who search the same together.
+        n_jobs: that a launcher is given at once; None for as many as it runs at a time.
+        timeout: seconds after which nothing new begins; None for no limit.
+        objectives: what is to be best, one or several (`sweeping.optuna.DIRECTIONS`).
+        rungs: overrides at which each recipe is tried one after the other, the cheapest first; an empty list is the
+            recipe as it is.
+        pruner: which recipes go on to the next rung. halving: the best `keep` of those that were tried there; median,
+            hyperband: Optuna's, for one objective; none: all that break no limit which training does not mend.
+        storage: URL of a database; None for a file in the folder of the sweep.
+        study: name in it; None for that of the folder.
+    """
+
+    sampler: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
+    startup_trials: Annotated[int, Ge(1)] = 8
+    seed: Annotated[int, Ge(0)] = 0
+    n_trials: Annotated[int, Ge(1)] = 30
+    n_jobs: Annotated[int, Ge(1)] | None = None
+    timeout: Annotated[float, Gt(0)] | None = None
+    objectives: Annotated[list[Literal["latency", "throughput", "size", "memory", "quality", "training"]], MinLen(1)]
+    rungs: Annotated[list[list[str]], MinLen(1)]
+    pruner: Literal["halving", "median", "hyperband", "none"] = "halving"
+    keep: Annotated[float, Interval(gt=0, le=1)] = 0.5
+    storage: str | None = None
+    study: str | None = None
+
+    @classmethod
+    def of(cls, node: Mapping[str, Any]) -> Search:
+        """From the section `hparams_search` of a checked config."""
+        return cls(**{each.name: node[each.name] for each in fields(cls)})

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hasten.core.auto import left_open
+from hasten.core.credentials import without_credentials
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.files import digest, read_json, write_json, write_text
 from hasten.core.groups import GROUPS
@@ -41,7 +42,6 @@ from hasten.sweeping import launchers
 from hasten.sweeping.job import IGNORED_SECTIONS, JOB_FILE, Job, Outcome, finished, identity, section, slug
 from hasten.sweeping.summary import summarised
 from hasten.sweeping.task import BEGUN_FILE, INTERRUPTED, LOCKS, SweptTask, Task, one_line, remove_empty, write_outcome
-from hasten.tracking.credentials import without_credentials
 
 PLUGIN = "hydra_plugins.hasten.{}"
 """Hydra takes plugins of this name only; `register` says what they are."""
@@ -90,7 +90,7 @@ class HastenSweeper(Sweeper):
     exclusive: ClassVar[bool] = True
     """Whether a sweep is run by one process at a time."""
     ignored: ClassVar[tuple[str, ...]] = ("hydra.sweeper.max_batch_size",)
-    """Overrides of Hydra's that make no other sweep of it."""
+    """Overrides that make no other sweep of it."""
     total: int | None = None
     """Number of jobs, where it is known before they run."""
 
@@ -152,7 +152,8 @@ class HastenSweeper(Sweeper):
         typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         typed = [_without_single_choice(text) for text in typed if section(text) != "sweep"]
         overrides = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(typed)
-        self.identity = identity([*typed, *self._of_sweeper()], self.config_dir)
+        named = (text for text in typed if text.lstrip("+").partition("=")[0] not in self.ignored)
+        self.identity = identity([*named, *self._of_sweeper()], self.config_dir)
         self.command = _command_line(typed, self.config.hydra.overrides.hydra, self.config_dir)
         self.folder = self._folder()
         outcomes: dict[str, Outcome] = {}
