@@ -49,7 +49,7 @@ def keys(node: object, prefix: str) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_every_option_and_knob_has_its_place_in_the_reference(site: Path) -> None:
-    whole = ("strategy", "experiment", "space", "hparams_search", "debug")
+    whole = ("strategy", "experiment", "space", "debug")
     for file in conf_folder().rglob("*.yaml"):
         if file.parent == conf_folder():
             continue
@@ -59,9 +59,11 @@ def test_every_option_and_knob_has_its_place_in_the_reference(site: Path) -> Non
         said = text(page)
         if group in whole:
             continue
+        shared = file.read_text(encoding="utf-8").startswith("# @package _global_")
+        prefix = "" if shared else f"{group.replace('/', '.')}."
         for key, value in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).items():
             if key not in ("defaults", "_target_"):
-                assert f"{group.replace('/', '.')}.{key}" in said, f"{key} of {group}={file.stem}"
+                assert f"{prefix}{key}" in said, f"{key} of {group}={file.stem}"
                 for line in file.read_text(encoding="utf-8").splitlines():
                     if line.startswith(f"{key}: ") and " # " in line and not isinstance(value, dict | list):
                         assert line.partition(" # ")[2].strip().replace("`", "") in said, line
@@ -106,7 +108,7 @@ def test_commands_of_the_pages_name_options_and_knobs_that_there_are() -> None:
     for file in conf_folder().rglob("*.yaml"):
         group = file.parent.relative_to(conf_folder()).as_posix()
         node = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        there |= {*keys(node, f".{group}"), *(f".{group}.{name}" for name in node)}
+        there |= {*keys(node, f".{group}"), *(f".{group}.{name}" for name in node), *keys(node, "")}
     for page, line in found:
         for text in overrides(page, line):
             name, _, value = text.partition("=")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.artefacts.deployed import deploy
 from hasten.core.construct import locate
+from hasten.core.credentials import plain_without_credentials, without_credentials
 from hasten.core.errors import HastenError
 from hasten.core.files import read_json, write_json, write_text
 from hasten.core.interfaces import Signature
 from hasten.core.objective import binding
-from hasten.core.trial import Certificate, Evaluation, Interval, RequestLatency, Result
+from hasten.core.trial import Certificate, Evaluation, Interval, RequestLatency, Result, Trial
 from hasten.evidence.worker import ENGINE_FILE
 from hasten.hardware.machine import machine
 from hasten.reporting.measures import Measure, measure
@@ -58,18 +59,35 @@ def conclude(session: Session, best: Candidate, *, engine: UntouchedEngine, stop
     )
     _deploy(session, best, result)
     _keep_placement(session, best)
-    write_json(session.folder / "summary.json", to_json(result))
-    write_text(session.folder / "report.html", report(result))
+    write_json(session.folder / "summary.json", plain_without_credentials(to_json(result)), sort_keys=False)
+    write_text(session.folder / "report.html", without_credentials(report(result)))
+    _draw(session, result)
     session.tracker.finish(result, session.folder, "FINISHED")
     return result
 
 
+def _draw(session: Session, result: Result) -> None:
+    """The report's figures as pages of their own, which a tracking UI shows."""
+    from hasten.reporting import plots
+    from hasten.reporting.page import picture
+
+    figures = {"front": plots.front(result), "iterations": plots.best_over_iterations(result)}
+    for name, svg in figures.items():
+        if svg:
+            write_text(session.folder / "plots" / f"{name}.html", without_credentials(picture(name, svg)))
+
+
 def front(candidates: Sequence[Candidate], optimize: str = "p50") -> tuple[int, ...]:
+    """As of `front_of`."""
+    return front_of([candidate.trial for candidate in candidates], optimize)
+
+
+def front_of(trials: Sequence[Trial], optimize: str = "p50") -> tuple[int, ...]:
     """Numbers of the trials that no other beats in what is optimised and in quality at once.
 
     Quality is the first metric's. Where nothing judged the outputs only what is optimised counts.
     """
-    trials, optimised = [candidate.trial for candidate in candidates], measure(optimize)
+    optimised = measure(optimize)
     places = {trial.number: _place(trial.evaluation, optimised) for trial in trials if trial.evaluation is not None}
     return tuple(number for number, mine in places.items() if not any(_dominates(it, mine) for it in places.values()))
 
@@ -167,8 +185,8 @@ def _deploy(session: Session, best: Candidate, result: Result) -> None:
         signature=signature,
         engine=engine,
         transforms=prepared.transforms,
-        provenance=provenance,
-        card=card(result, facts),
+        provenance=plain_without_credentials(provenance),
+        card=without_credentials(card(result, facts)),
     )
 
 

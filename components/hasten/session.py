@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from hasten.core.construct import construct, locate
+from hasten.core.credentials import without_credentials
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.files import read_json, write_json, write_text
 from hasten.core.interfaces import Planner, Target, Tracker
@@ -26,7 +27,7 @@ from hasten.core.recipe import UNTOUCHED, Composer, Recipe, rebuild_command, say
 from hasten.core.sections import Distributed
 from hasten.core.store import Store, code_folder
 from hasten.core.training_objective import PLAIN_LOADER, PLAIN_STEP, TRAINING, TrainingObjective, judge_training
-from hasten.core.trial import Choice, Diagnosis, Evaluation, Interval, Strategy, TrainingEvaluation, Trial
+from hasten.core.trial import DATA, Choice, Diagnosis, Evaluation, Interval, Strategy, TrainingEvaluation, Trial
 from hasten.reporting.terminal import Screen
 from hasten.stages import followers
 
@@ -35,8 +36,13 @@ if TYPE_CHECKING:
     from hasten.stages.evaluate import Evaluator
     from hasten.stages.layout import Layouts
     from hasten.stages.training_evaluation import TrainingEvaluator
+    from hasten.tracking.mlflow import MlflowTracker
 
 log = logging.getLogger(__name__)
+
+REQUEST_CHOICES = ("data", "model", "student", "distillation", "pruning", "quantization", "engine", "target")
+TRAINING_CHOICES = ("loader", "trainer", "distributed")
+"""Groups whose option people compare runs by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +141,17 @@ class Session:
             session.screen.layouts(layouts.weighed, layouts.notes)
         return session
 
+    @classmethod
+    def of_part(cls, overrides: Sequence[str], sections: Sequence[str], folder: Path) -> Session:
+        """What these sections say, unchecked: for a pipeline that has nothing to do with the recipe.
+
+        Raises:
+            ConfigError: an override of them names what there is not.
+        """
+        mine = [text for text in overrides if text.lstrip("+~").partition("=")[0].partition(".")[0] in sections]
+        composer = Composer.of(map(_as_typed, mine))
+        return cls(composer=composer, recipe=composer.compose(), folder=folder)
+
     @property
     def name(self) -> str:
         """Of the experiment, as people will look for it."""
@@ -174,6 +191,22 @@ class Session:
         if not isinstance(tracker, Tracker):
             raise ConfigError(f"tracking._target_={self.recipe.section('tracking')['_target_']} is no Tracker")
         return Guarded(tracker)
+
+    @property
+    def mlflow(self) -> MlflowTracker:
+        """Where runs are recorded, for those who read it.
+
+        Raises:
+            ConfigError: it is not in MLflow.
+        """
+        from hasten.tracking.mlflow import MlflowTracker
+
+        node = self.recipe.section("tracking")
+        tracker = construct(node, "tracking")
+        if not isinstance(tracker, MlflowTracker):
+            needs = f"hasten {self.recipe.config['pipeline']['name']} needs a record in MLflow"
+            raise ConfigError(f"tracking._target_={node['_target_']} keeps none: {needs} (tracking=mlflow)")
+        return tracker
 
     @cached_property
     def planner(self) -> Planner:
@@ -339,7 +372,7 @@ class Session:
         """Writes the composed config into the run's folder and opens the record of the run."""
         self.folder = _claimed(self.folder)
         config_yaml = OmegaConf.to_yaml(OmegaConf.create(dict(self.recipe.config)))
-        write_text(self.folder / "config.yaml", config_yaml)
+        write_text(self.folder / "config.yaml", without_credentials(config_yaml))
         if self.layouts is not None:
             write_json(self.folder / "layouts.json", self.layouts.to_dict())
         overrides = [*self.composer.walk, *self.composer.base]
@@ -353,7 +386,7 @@ class Session:
         """
         where = [text for text in self.composer.walk if text.startswith("store.folder=")]
         goal = ["objective=training"] if (speeds or self.speeds) == TRAINING else []
-        return rebuild_command([*goal, *recipe.overrides, *where], self.config_dir)
+        return without_credentials(rebuild_command([*goal, *recipe.overrides, *where], self.config_dir))
 
     def references(self, best: Candidate, engine: UntouchedEngine) -> dict[str, Built]:
         """What a candidate is measured beside."""
@@ -383,10 +416,35 @@ class Session:
             spent=time.monotonic() - start,
             stages=built.keys,
             rebuild=self.rebuild_command(self.untouched),
+            choices=self._choices(self.untouched),
             holds=True,
         )
         trial = self._profiled(_evaluated(trial, evaluation), built)
+        self._say_data(built)
         return self.keep(Candidate(trial=trial, recipe=self.untouched, finished=built))
+
+    def _say_data(self, built: Built) -> None:
+        """Writes down which rows the run works with."""
+        from hasten.data.prepare import read
+
+        prepared = read(built.data.folder)
+        told = {
+            "name": self.recipe.option("data"),
+            "fingerprint": prepared.fingerprint,
+            "rows": dict(prepared.num_rows),
+            "inputs": {each.name: f"{each.dtype} {list(each.shape)}" for each in prepared.inputs},
+        }
+        write_json(self.folder / DATA, told)
+
+    def _choices(self, recipe: Recipe) -> dict[str, str]:
+        """What matters of a recipe for those who compare it with others."""
+        options = self.composer.choices(recipe)
+        groups = (*REQUEST_CHOICES, *(TRAINING_CHOICES if self.speeds == TRAINING else ()))
+        sparsity = recipe.section("pruning").get("sparsity")
+        return {
+            **{group: options[group] for group in groups},
+            "pruning.sparsity": "none" if sparsity is None else str(sparsity),
+        }
 
     def given(self) -> Choice:
         """The user's own recipe as an edit of the untouched model."""
@@ -420,6 +478,7 @@ class Session:
             reason="",
             expected_gain=choice.expected_gain,
             rebuild=self.rebuild_command(recipe),
+            choices=self._choices(recipe),
         )
         built = None
         try:
@@ -433,7 +492,7 @@ class Session:
         except HastenError as error:
             trial = replace(trial, reason=" ".join(str(error).split()), verdict="failed")
         except Exception as error:  # the one place: whatever a technique or an engine does, the loop goes on
-            write_text(self.folder / f"trial-{number:02d}-error.txt", traceback.format_exc())
+            write_text(self.folder / f"trial-{number:02d}-error.txt", without_credentials(traceback.format_exc()))
             trial = replace(trial, reason=f"{type(error).__name__}: {' '.join(str(error).split())}", verdict="failed")
         if trial.verdict == "failed":
             trial = replace(
@@ -479,6 +538,13 @@ class Session:
         self.screen.trial(candidate.trial)
         self.tracker.record(candidate.trial, _curves(candidate.finished), _files(self.folder, candidate.trial))
         return candidate
+
+
+def _as_typed(text: str) -> str:
+    """`run=12e4` as a text: an id of digits is no number."""
+    name, _, value = text.partition("=")
+    bare = value.strip("'\"")
+    return f"run='{bare}'" if name == "run" and bare and "'" not in bare and bare != "null" else text
 
 
 def store_folder(recipe: Recipe) -> Path:
@@ -536,8 +602,19 @@ def _curves(built: Built | None) -> dict[str, dict[str, list[float]]]:
 
 
 def _files(folder: Path, trial: Trial) -> dict[str, Path]:
+    """What of a trial is kept beside its figures: its profile as a picture, its traceback."""
+    found = {}
     error = folder / f"trial-{trial.number:02d}-error.txt"
-    return {error.name: error} if error.is_file() else {}
+    if error.is_file():
+        found[error.name] = error
+    if trial.profile is not None:
+        from hasten.reporting import plots
+        from hasten.reporting.page import picture
+
+        found["profile.html"] = folder / "plots" / f"profile-{trial.number:02d}.html"
+        title = f"trial {trial.number}"
+        write_text(found["profile.html"], picture(title, plots.profiles([(title, trial.profile)])))
+    return found
 
 
 def _claimed(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from hasten.core.credentials import plain_without_credentials, without_credentials
 from hasten.core.files import write_json, write_text
 from hasten.core.training_objective import binding
 from hasten.core.trial import Interval, TrainingResult
@@ -35,8 +36,8 @@ def conclude_training(session: Session, best: Candidate, *, stopped: str) -> Tra
         machine=asdict(machine()),
         tracking_command=session.tracker.command(),
     )
-    write_json(session.folder / "summary.json", to_json(result))
-    write_text(session.folder / "report.html", report(result))
+    write_json(session.folder / "summary.json", plain_without_credentials(to_json(result)), sort_keys=False)
+    write_text(session.folder / "report.html", without_credentials(report(result)))
     session.tracker.finish(result, session.folder, "FINISHED")
     return result
 

@@ -17,7 +17,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 SECTION = "Configs"
-WHOLE = ("strategy", "experiment", "space", "hparams_search", "debug")
+WHOLE = ("strategy", "experiment", "space", "debug")
 """Groups whose files are compositions: they are shown as they are."""
 FLAGS = re.compile(r"^# @package .*\n")
 
@@ -87,7 +87,7 @@ def page(group: str) -> str:
     lines += [f"| [`{file.stem}`](#{file.stem}) | {cell(purpose(file))} |" for file in files_of(group)]
     for file in files_of(group):
         lines += ["", f"## {file.stem} {{ #{file.stem} }}", "", purpose(file), ""]
-        flag = "-m " if group == "hparams_search" else ""
+        flag = "-m " if group.startswith(("hparams_search", "hydra/")) else ""
         if group not in ("pipeline", "strategy"):
             lines += ["```bash", f"hasten {flag}{group}={file.stem}", "```", ""]
         lines += fenced(file) if group in WHOLE else option(file, group)
@@ -95,7 +95,7 @@ def page(group: str) -> str:
 
 
 def option(file: Path, group: str) -> list[str]:
-    prefix = group.replace("/", ".")
+    prefix = "" if FLAGS.match(file.read_text(encoding="utf-8")) else group.replace("/", ".")
     found = list(knobs(file, prefix))
     target = next((knob.default for knob in found if knob.key == f"{prefix}._target_"), None)
     lines = [f"Class: `{target}`", ""] if target else []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import hasten
 from hasten.artefacts.deployed import Model, deploy
@@ -346,3 +349,24 @@ def test_bytes_are_taken_as_a_list_or_decoded_already(reader: Read, compiled_rea
         model(["no image"])
     with pytest.raises(HastenError, match=r"^the model takes a list of bytes, one a row, got bytes$"):
         model(b"one image")
+
+
+def test_a_model_may_be_called_by_many_threads_at_once() -> None:
+    """The engine behind it need not stand that: only one call is in it at a time, unless it says that it does."""
+    inside, most = [], []
+
+    def runner(rows: NDArray[Any]) -> NDArray[Any]:
+        inside.append(rows)
+        most.append(len(inside))
+        time.sleep(0.002)
+        inside.pop()
+        return rows
+
+    signature = Signature(inputs=(Input(shape=(2,)),), output_shape=(2,))
+    plain: dict[str, Any] = {"columns": {"input": (2,)}, "signature": signature, "engine": {}, "provenance": {}}
+    model = Model(**plain, transforms=(), runner=runner)
+    requests = [np.full((1, 2), number, np.float32) for number in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        outputs = list(threads.map(model, requests))
+    assert all((given == got).all() for given, got in zip(requests, outputs, strict=True))
+    assert max(most) == 1

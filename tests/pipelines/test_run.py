@@ -32,7 +32,9 @@ BY_ITSELF = "target.engines=[eager]"
 
 def test_leaves_the_config_the_result_the_report_and_the_model(ran: Any) -> None:
     assert ran.code == 0
-    assert sorted(path.name for path in ran.folder.iterdir()) == ["config.yaml", "model", "report.html", "summary.json"]
+    assert sorted(path.name for path in ran.folder.iterdir()) == [
+        *("config.yaml", "data.json", "model", "plots", "report.html", "summary.json")
+    ]
     config = OmegaConf.load(ran.folder / "config.yaml")
     assert config.engine._target_.endswith("OnnxRuntime")
     assert list(config.model.arch.widths) == [8]

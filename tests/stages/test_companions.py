@@ -123,6 +123,7 @@ def test_a_training_that_fails_says_why(bench: TrainingEvaluator) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+@pytest.mark.drill
 def test_companions_end_with_what_started_them() -> None:
     environment = {**os.environ, "PYTHONPATH": import_path()}
     command = [sys.executable, "-c", STARTS_AND_WAITS]

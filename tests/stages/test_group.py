@@ -108,7 +108,10 @@ def test_two_processes_make_the_model_that_one_makes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("typed", [("distributed=fsdp", "trainer.micro_batches=2"), ("distributed=tensor",)])
+@pytest.mark.parametrize(
+    "typed",
+    [("distributed=fsdp", "trainer.micro_batches=2"), pytest.param(("distributed=tensor",), marks=pytest.mark.drill)],
+)
 def test_a_divided_model_comes_back_whole(tmp_path: Path, typed: tuple[str, ...]) -> None:
     spread = teacher(recipe(*MLP, "trainer.epochs=1", *typed), tmp_path / "two")
     alone = teacher(recipe(*MLP, "trainer.epochs=1"), tmp_path / "one")
@@ -116,14 +119,14 @@ def test_a_divided_model_comes_back_whole(tmp_path: Path, typed: tuple[str, ...]
     assert read_json(spread / "curves.json").keys() == read_json(alone / "curves.json").keys()
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_plan_that_does_not_fit_the_model_is_told_by_its_processes(tmp_path: Path) -> None:
     plan = "+model.tensor_plan={layers.4:row}"
     with pytest.raises(PassError, match=r"model\.tensor_plan: the model has no module 'layers\.4'"):
         teacher(recipe(*MLP, "distributed=tensor", plan), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_two_processes_with_some_layers_each_make_the_model_that_one_makes(tmp_path: Path) -> None:
     micro_batches, progress = "trainer.micro_batches=4", Told()
     asked = recipe("distributed=pipeline", micro_batches, "trainer.epochs=2")

@@ -82,6 +82,7 @@ def make_trial(number: int, **changes: Any) -> Trial:
         "seconds": 20.0,
         "spent": 2.0,
         "holds": True,
+        "choices": {"engine": "eager", "pruning": "none", "student": "same"},
     }
     fields |= changes
     return Trial(**{"rebuild": shlex.join(["hasten", "run", *fields["overrides"]])} | fields)
@@ -115,6 +116,7 @@ def trials() -> tuple[Trial, ...]:
             strategy="engine",
             edit=("engine=openvino",),
             overrides=("engine=openvino",),
+            choices={"engine": "openvino", "pruning": "none", "student": "same"},
             verdict="failed",
             reason="EngineError: unsupported operator " + "x" * 9000,
             evaluation=None,

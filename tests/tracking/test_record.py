@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hasten.core.credentials import without_credentials
 from hasten.core.trial import Certificate, Drop, Interval, Quality, RequestLatency, Result, Trial
 from hasten.tracking import record
-from hasten.tracking.credentials import without_credentials
 
 
 @given(st.text(max_size=400))
@@ -98,3 +98,34 @@ def test_other_requests_have_metrics_of_their_own(result: Result) -> None:
     shown = record.result_metrics(replace(result, requests=(request,)))
     assert (shown["latency_ms_b32_l16"], shown["latency_ms_b32_l16_high"]) == (2.0, 2.1)
     assert (shown["throughput_b32_l16"], shown["speedup_eager_b32_l16_low"]) == (16_000.0, 1.9)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("get http://server/a?token=abc123&page=2", "get http://server/a?token=***&page=2"),
+        ("s3://bucket/a?X-Amz-Signature=abc&b=1", "s3://bucket/a?X-Amz-Signature=***&b=1"),
+        ("blob?sv=1&sig=a%2Fb&api_key=c", "blob?sv=1&sig=***&api_key=***"),
+        ("postgresql://db/x?user=me&password=p", "postgresql://db/x?user=me&password=***"),
+        ("Authorization: Bearer abcdefgh.ijk-l", "Authorization: Bearer ***"),
+        ("hydra/launcher=basic launcher, a basic assumption", "hydra/launcher=basic launcher, a basic assumption"),
+        ("pruning.sparsity=0.5 tokens=128", "pruning.sparsity=0.5 tokens=128"),
+    ],
+)
+def test_hides_what_opens_doors_in_queries_and_headers_and_nothing_else(said: str, kept: str) -> None:
+    assert without_credentials(said) == kept
+
+
+def test_hides_the_secrets_of_the_environment_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "0f9d8c7b")
+    assert without_credentials("it answers 401 to 0f9d8c7b") == "it answers 401 to ***"
+
+
+def test_descriptions_begin_with_the_reason_and_end_with_the_command_line_by_line(
+    trials: Sequence[Trial],
+) -> None:
+    trial = replace(trials[1], rebuild="hasten run pruning=structured 'target.engines=[eager]'")
+    note = record.trial_note(trial).split("\n")
+    assert note[0] == "**accepted**: 1.8 times as fast, drop at most 0.4 points"
+    assert "Bottleneck from here on: **compute**" in note[2]
+    assert note[-5:] == ["```", "hasten run \\", "  pruning=structured \\", "  'target.engines=[eager]'", "```"]

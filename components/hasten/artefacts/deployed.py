@@ -10,8 +10,10 @@ import inspect
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from hasten.core.construct import construct, locate
@@ -53,6 +55,8 @@ class Model:
         engine: name of the engine and its settings.
         provenance: what it was made from and what was measured.
         transforms: the preprocessing, fitted on the training rows.
+        concurrent: whether the runner may be called by several threads at once; otherwise they wait for one another, so
+            that the model itself may be called by any number of them.
     """
 
     columns: Mapping[str, tuple[int, ...] | str]
@@ -61,6 +65,8 @@ class Model:
     provenance: Mapping[str, Any]
     transforms: Sequence[Transform]
     runner: Runner
+    concurrent: bool = False
+    _lock: RLock = field(default_factory=RLock, repr=False, compare=False)
 
     def __call__(self, *rows: Any, **named: Any) -> NDArray[np.float32]:
         """Preprocesses and runs the rows.
@@ -68,7 +74,10 @@ class Model:
         Raises:
             HastenError: the rows' number, shape or type is not what the model takes.
         """
-        outputs: NDArray[np.float32] = self.runner(*self._prepared(rows, named))
+        with self._lock if "text" in self.columns.values() else nullcontext():  # tokenizers have a state of their own
+            inputs = self._prepared(rows, named)
+        with nullcontext() if self.concurrent else self._lock:
+            outputs: NDArray[np.float32] = self.runner(*inputs)
         return outputs
 
     def stream(self, requests: Iterable[Any]) -> Iterator[NDArray[np.float32]]:
@@ -254,6 +263,7 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Model:
         provenance=description["provenance"],
         transforms=tuple(_constructed(folder, each, "transform") for each in transforms),
         runner=engine.load(folder),
+        concurrent=engine.concurrent,
     )
 
 

@@ -22,9 +22,9 @@ def write_text(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Writes JSON with sorted keys, so that equal values give equal bytes."""
-    write_text(path, json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+def write_json(path: Path, values: Any, *, sort_keys: bool = True) -> None:
+    """Writes JSON; with sorted keys, so that equal values give equal bytes."""
+    write_text(path, json.dumps(values, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -697,6 +697,11 @@ class Engine(abc.ABC):
     """Setting -> values worth trying on any graph, from which `engine.search_seconds` chooses by measurement. As in a
     config, the text `${target.batch_size}` stands for that of the target; what `supports` refuses is left out."""
 
+    @property
+    def concurrent(self) -> bool:
+        """Whether what `load` gives may be called by several threads at once."""
+        return False
+
     @abc.abstractmethod
     def supports(self, quantized: bool, target: Target) -> str | None:
         """The reason why this engine can't run such a graph on the target, with how to get it; None if it can."""

@@ -48,7 +48,7 @@ RESULT_SECTIONS = (
 """Sections that decide what a recipe gives. Tracking, callbacks, objective and planner never do."""
 
 WALK_SECTIONS = (
-    *("pipeline", "dry_run", "init", "launch", "store", "sweep", "hparams_search"),
+    *("pipeline", "dry_run", "init", "launch", "run", "runs", "store", "sweep", "hparams_search", "ui"),
     *("tracking", "planner", "objective", "strategy", "space", "callbacks"),
 )
 """Sections that say what to do with a recipe; they are no part of its overrides."""

@@ -22,6 +22,12 @@ class InitSection:
 
 
 @dataclass
+class UiSection:
+    host: str = MISSING
+    port: int = MISSING
+
+
+@dataclass
 class SweepSection:
     again: str | None = None
 
@@ -35,6 +41,9 @@ class Schema:
     init: InitSection = field(default_factory=InitSection)
     sweep: SweepSection = field(default_factory=SweepSection)
     launch: Any = None
+    run: str | None = None
+    runs: list[str] = field(default_factory=list)
+    ui: UiSection = field(default_factory=UiSection)
     pipeline: Any = None
     data: Any = None
     task: Any = None

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol
 
+DATA = "data.json"
+"""In a run's folder: name, fingerprint, parts and inputs of the rows that it works with."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
@@ -410,6 +413,7 @@ class Trial:
         spent: wall seconds this process really took.
         stages: stage name -> store key.
         rebuild: the command line that builds and measures the recipe again.
+        choices: what matters of the recipe, whether or not it was said: group -> option, and knobs by their key.
         training: in place of `evaluation` where training is what is made faster.
         step_profile: in place of `profile`, likewise.
     """
@@ -431,6 +435,7 @@ class Trial:
     spent: float = 0.0
     stages: Mapping[str, str] = field(default_factory=dict)
     rebuild: str = ""
+    choices: Mapping[str, str] = field(default_factory=dict)
     training: TrainingEvaluation | None = None
     step_profile: StepProfile | None = None
 

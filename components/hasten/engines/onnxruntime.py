@@ -71,6 +71,10 @@ class OnnxRuntime(Engine):
     def __post_init__(self) -> None:
         stored.check_mapped(self.mapped, self.compressed)
 
+    @property
+    def concurrent(self) -> bool:
+        return self.device == "cpu"  # on a GPU calls share their buffers
+
     def supports(self, quantized: bool, target: Target) -> str | None:
         reason = unavailable(self, "onnxruntime", target)
         if reason is None and self.device == "cuda" and _CUDA not in _providers():

@@ -18,7 +18,7 @@ def machine_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is known of the machine, flat, with units; what is unknown is left out."""
     shown = []
     for name, value in facts.items():
-        if value is None or value == "" or value == []:
+        if value is None or value in ("", [], ()):
             continue
         title = name.removesuffix("_bytes").replace("_", " ")
         if name.endswith("_bytes"):

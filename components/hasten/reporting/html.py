@@ -174,8 +174,8 @@ def _ratios(result: Result) -> list[Ratio]:
             interval=f"{units.ratio(ratio.low)} to {units.ratio(ratio.high)}",
             meaning=meanings[name][1],
         )
-        for name, ratio in result.speedup.items()
-        if name in meanings
+        for name in meanings
+        if (ratio := result.speedup.get(name)) is not None
     ]
 
 

@@ -701,6 +701,31 @@ def _save(draw: Any, height_inches: float, file: Path) -> None:
         figure.savefig(file, dpi=160)
 
 
+def latencies(rows: Sequence[tuple[str, Mapping[str, Interval]]]) -> str:
+    """Percentiles of one request's latency with their intervals, of several beside one another."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        percentiles = list(rows[0][1])
+        for place, (name, found) in enumerate(rows):
+            heights = [line + 0.28 * (place - (len(rows) - 1) / 2) for line in range(len(percentiles))]
+            values = [found[percentile] for percentile in percentiles]
+            errors = [[it.value - it.low for it in values], [it.high - it.value for it in values]]
+            points = [it.value for it in values]
+            colour = REQUEST_COLOURS[place % len(REQUEST_COLOURS)]
+            axes.errorbar(points, heights, xerr=errors, fmt="o", markersize=5, capsize=3, color=colour, label=name)
+            for it, height in zip(values, heights, strict=True):
+                told = units.latency(it.value)
+                axes.annotate(told, (it.high, height), (6, -3), textcoords="offset points", color=colour, fontsize=8)
+        axes.set_yticks(range(len(percentiles)), percentiles)
+        axes.set_ylim(len(percentiles) - 0.4, -0.6)
+        axes.set_xlim(0, 1.15 * max(it.high for _, found in rows for it in found.values()))
+        axes.set_xlabel("milliseconds of one request")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(rows), frameon=False)
+
+    return _svg("latencies", draw, 2.7)
+
+
 def _svg(name: str, draw: Any, height_inches: float) -> str:
     """One figure as an `<svg>` element whose ids are its own, to stand in a page beside others."""
     import matplotlib

@@ -9,6 +9,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from hasten.core.credentials import without_credentials
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.interfaces import Edit
 from hasten.core.objective import Objective
@@ -23,7 +24,6 @@ from hasten.sweeping.job import Job, Outcome, section
 from hasten.sweeping.searcher import DIRECTIONS, Judged, Searcher, check, proposer, pruner
 from hasten.sweeping.study import Study
 from hasten.sweeping.sweeper import HastenSweeper
-from hasten.tracking.credentials import without_credentials
 
 
 class OptunaSweeper(HastenSweeper):

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hasten.core.credentials import without_credentials
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Edit
 from hasten.core.objective import Objective, excesses
@@ -21,7 +22,6 @@ from hasten.planning.sampling import sampler, suggested
 from hasten.reporting.facts import restored
 from hasten.sweeping.job import JOB_FILE, Job, Outcome
 from hasten.sweeping.study import EDIT, REASON, RECIPE, RUNG, Study, counts
-from hasten.tracking.credentials import without_credentials
 
 if TYPE_CHECKING:
     import optuna

@@ -15,9 +15,9 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Literal
 
+from hasten.core.credentials import without_credentials
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Edit
-from hasten.tracking.credentials import without_credentials
 
 if TYPE_CHECKING:
     import optuna

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from hasten.core.credentials import without_credentials
 from hasten.core.trial import Trial
 from hasten.reporting import sweep as reported
 from hasten.reporting.facts import restored
 from hasten.sweeping.job import Outcome
-from hasten.tracking.credentials import without_credentials
 
 
 def summarised(

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hasten.core.auto import left_open
+from hasten.core.credentials import without_credentials
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.files import digest, read_json, write_json, write_text
 from hasten.core.groups import GROUPS
@@ -41,7 +42,6 @@ from hasten.sweeping import launchers
 from hasten.sweeping.job import IGNORED_SECTIONS, JOB_FILE, Job, Outcome, finished, identity, section, slug
 from hasten.sweeping.summary import summarised
 from hasten.sweeping.task import BEGUN_FILE, INTERRUPTED, LOCKS, SweptTask, Task, one_line, remove_empty, write_outcome
-from hasten.tracking.credentials import without_credentials
 
 PLUGIN = "hydra_plugins.hasten.{}"
 """Hydra takes plugins of this name only; `register` says what they are."""

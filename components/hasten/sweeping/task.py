@@ -16,10 +16,10 @@ from pathlib import Path
 from traceback import print_exception
 from typing import TYPE_CHECKING
 
+from hasten.core.credentials import without_credentials
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.files import read_json, write_json
 from hasten.sweeping.job import JOB_FILE, SUMMARY_FILE, deciding_trial, finished
-from hasten.tracking.credentials import without_credentials
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -158,7 +158,8 @@ def report(error: Exception, *, traceback: bool) -> int:
 
 def one_line(error: BaseException) -> str:
     """The message of an error of ours; of any other also its kind."""
-    told = "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip())
+    lines = without_credentials(str(error)).splitlines()
+    told = "; ".join(" ".join(line.split()) for line in lines if line.strip())
     return told if isinstance(error, HastenError) else f"{type(error).__name__}: {told}"
 
 

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from hasten.core.credentials import without_credentials
 from hasten.core.interfaces import Tracker
 from hasten.core.trial import Result, TrainingResult, Trial
-from hasten.tracking.credentials import without_credentials
 
 log = logging.getLogger(__name__)
 

@@ -8,71 +8,103 @@ import logging
 import os
 import shlex
 import socket
-import sqlite3
-import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import uuid
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-from urllib.request import urlopen
 
-from filelock import FileLock
-from omegaconf import OmegaConf
-
+from hasten.core.credentials import without_credentials
+from hasten.core.errors import HastenError
 from hasten.core.files import read_json
 from hasten.core.interfaces import Tracker
-from hasten.core.trial import Result, TrainingResult, Trial
-from hasten.tracking import record
-from hasten.tracking.credentials import without_credentials
+from hasten.core.trial import DATA, Result, TrainingResult, Trial
+from hasten.tracking import connection, record
+from hasten.tracking.journal import Facts, Journal, below, left
+from hasten.tracking.operations import (
+    Create,
+    Desk,
+    End,
+    KeepFiles,
+    KeepModel,
+    KeepText,
+    Log,
+    Operation,
+    Rename,
+    Use,
+)
+from hasten.tracking.system import Meter
 
 log = logging.getLogger(__name__)
 
-MAX_PARAMS_PER_CALL = 100
-MAX_METRICS_PER_CALL = 1000
-SQLITE = "sqlite:///"
-SECONDS_TO_ANSWER = 5
+KEPT = ("summary.json", "report.html", "layouts.json", "placement.json", "placement.svg", "plots")
+"""Of a run's folder, beside the model."""
+SWEEP_VARIABLE = "HASTEN_SWEEP"
+"""Environment variable that names the sweep which a run belongs to."""
+RETRY_SECONDS = 20.0
+"""After a store was found to be away, until it is tried again: looking for it costs seconds."""
 
 
 @dataclass(kw_only=True, eq=False)
 class MlflowTracker(Tracker):
     """Writes to a local database or to a server, through a client of its own: MLflow's global run stays the user's.
 
+    What is recorded is first written into the run's folder and then sent. While the store is away it stays there; it is
+    sent by a later record, at the end of the run, by the next run with the same store, or by `hasten sync`.
+
     Attributes:
         uri: of the tracking store, `sqlite:///file`, another database, or `http(s)://server`.
         artifacts: folder or URI of the artefacts. A server decides that for itself.
+        pending: folder in which runs are noted that have something to be sent.
+        register: name under which the model of a run becomes a version in MLflow's registry; None: it does not.
     """
 
     uri: str
     artifacts: str
+    pending: str = "outputs/pending"
+    register: str | None = None
     _name: str = field(default="", init=False, repr=False)
-    _engine: str | None = field(default=None, init=False, repr=False)
+    _folder: Path = field(default_factory=Path, init=False, repr=False)
+    _meter: Meter | None = field(default=None, init=False, repr=False)
     _client: Any = field(default=None, init=False, repr=False)
-    _experiment: str = field(default="", init=False, repr=False)
+    _desk: Desk | None = field(default=None, init=False, repr=False)
+    _journal: Journal | None = field(default=None, init=False, repr=False)
     _parent: str = field(default="", init=False, repr=False)
     _best: Trial | None = field(default=None, init=False, repr=False)
     _trainings: set[tuple[str, str]] = field(default_factory=set, init=False, repr=False)
+    _away: bool = field(default=False, init=False, repr=False)
+    _tried: float = field(default=-RETRY_SECONDS, init=False, repr=False)
 
     def start(self, name: str, config_yaml: str, overrides: Sequence[str], folder: Path) -> None:
-        self._name = name
-        self._engine = _declared_engine(config_yaml)
-        with _one_at_a_time(self.uri):
-            self._client = _connect(self.uri)
-            self._experiment = self._find_experiment(name)
-        self._close_abandoned()
-        self._parent = self._create_run(name, {"hasten.process": _process(), "hasten.folder": str(folder)})
-        self._log(self._parent, params=record.params(overrides))
-        self._client.log_text(self._parent, without_credentials(config_yaml), "config.yaml")
+        self._name, self._folder = name, folder
+        self._meter = Meter(folder=folder)
+        self._parent = uuid.uuid4().hex
+        artifacts = None if connection.is_server(self.uri) else _as_uri(self.artifacts)
+        facts = Facts(key=self._parent, store=self._store, experiment=name, artifacts=artifacts)
+        self._journal = Journal.begin(folder, Path(self.pending), facts)
+        self._desk = None
+        tags = {
+            "hasten.kind": "run",
+            "hasten.version": version("hasten"),
+            "hasten.process": _process(),
+            "hasten.folder": str(folder),
+        }
+        if sweep := os.environ.get(SWEEP_VARIABLE):
+            tags["hasten.sweep"] = sweep
+        self._record(
+            _create(self._parent, name, tags),
+            Log(run=self._parent, params=record.params(overrides)),
+            KeepText(run=self._parent, file="config.yaml", text=without_credentials(config_yaml)),
+        )
 
     def record(
         self, trial: Trial, curves: Mapping[str, Mapping[str, Sequence[float]]], files: Mapping[str, Path]
     ) -> None:
         tags = {
+            "hasten.kind": "iteration",
+            "hasten.holds": str(trial.holds).lower(),
             "strategy": trial.strategy,
             "bottleneck": trial.bottleneck,
             "verdict": trial.verdict,
@@ -80,292 +112,242 @@ class MlflowTracker(Tracker):
             "hasten.rebuild": without_credentials(trial.rebuild),
             "mlflow.note.content": record.trial_note(trial),
         }
-        run = self._create_run(record.trial_name(trial), tags, parent=self._parent, seconds=trial.spent)
-        # The baseline is always eager; other recipes name their engine where it is not the experiment's.
-        engine = {"engine": "eager" if trial.number == 0 else self._engine} if self._engine is not None else {}
-        params = engine | record.params(trial.overrides) | {"strategy": trial.strategy}
-        self._log(run, params=params, metrics=record.trial_metrics(trial), step=trial.number)
-        for stage, curve in curves.items():
-            self._record_training(run, trial, stage, curve)
-        self._keep(run, trial, files)
-        self._client.set_terminated(run, status="FAILED" if trial.verdict == "failed" else "FINISHED")
+        run = f"{self._parent}/{trial.number:02d}"
+        params = record.params(trial.overrides) | record.choices(trial) | {"strategy": trial.strategy}
+        assert self._meter is not None
+        system = _points(self._meter.read(), trial.number)
+        status = "FAILED" if trial.verdict == "failed" else "FINISHED"
         if trial.verdict == "accepted":
             self._best = trial
-        self._log(self._parent, metrics=record.curve_points(trial, self._best), step=trial.number)
+        self._record(
+            _create(run, record.trial_name(trial), tags, parent=self._parent, seconds=trial.spent),
+            Log(run=run, params=params, points=[*_points(record.trial_metrics(trial), trial.number), *system]),
+            *self._used(run),
+            *(each for stage, curve in curves.items() for each in self._training(run, trial, stage, curve)),
+            *_kept(run, trial),
+            KeepFiles(run=run, files={name: self._place(path) for name, path in files.items()}),
+            End(run=run, status=status, end_ms=_now_ms()),
+            Log(run=self._parent, points=[*_points(record.curve_points(trial, self._best), trial.number), *system]),
+            *(self._used(self._parent) if trial.number == 0 else ()),
+        )
 
     def finish(self, result: Result | TrainingResult | None, folder: Path, status: str) -> None:
+        run = self._parent
+        operations: list[Operation] = []
+        points: list[tuple[str, float, int, int]] = []
+        shown: dict[str, str] = {}
         if result is not None:
             step = max(trial.number for trial in result.trials)
-            self._log(self._parent, metrics=record.result_metrics(result), step=step)
-            self._tag(self._parent, "reason", result.stopped)
-            self._tag(self._parent, "verdict", record.result_verdict(result))
-            self._tag(self._parent, "hasten.rebuild", without_credentials(result.best.rebuild))
-            self._tag(self._parent, "mlflow.note.content", record.result_note(result))
-            self._client.update_run(self._parent, name=record.result_name(self._name, result))
-        for name in ("summary.json", "report.html", "layouts.json"):
-            if (folder / name).is_file():
-                self._client.log_artifact(self._parent, str(folder / name))
+            tags = {
+                "reason": result.stopped,
+                "verdict": record.result_verdict(result),
+                "hasten.rebuild": result.best.rebuild,
+                "mlflow.note.content": record.result_note(result),
+            }
+            shown = {name: record.value(value) for name, value in tags.items()}
+            points = _points(record.result_metrics(result), step)
+            operations.append(Log(run=run, points=points, tags=shown))
+            operations.append(Rename(run=run, name=record.result_name(self._name, result)))
+        names = [name for name in KEPT if (folder / name).exists()]
+        operations.append(KeepFiles(run=run, files={name: name for name in names}))
+        operations.append(End(run=run, status=status, end_ms=_now_ms()))
+        assert self._journal is not None
         if (folder / "model").is_dir():
-            self._log_model(folder / "model")
-        self._client.set_terminated(self._parent, status=status)
-
-    def _log_model(self, folder: Path) -> None:
-        """The deployed folder as a model that `mlflow models serve` serves. It stays data: graphs and JSON."""
-        import mlflow
-
-        with _as_global(mlflow, self._client.tracking_uri), mlflow.start_run(run_id=self._parent, nested=True):
-            mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(Path(__file__).with_name("served.py")),
-                artifacts={"model": str(folder)},
-                # MLflow runs code of the model's author anyway; what this run itself has run may be run again.
-                model_config={"trust": [*_packages(folder), "native code"]},
-                signature=_signature(folder),
-                input_example=_example(folder),
-                pip_requirements=[f"hasten=={version('hasten')}"],
+            self._journal.add(operations)
+            tags = {name: shown[name] for name in ("verdict", "hasten.rebuild") if name in shown}
+            operations = [KeepModel(run=run, folder="model", points=points, register=self.register, tags=tags)]
+        self._record(*operations, at_once=True)
+        if num_pending := self._journal.num_pending:
+            log.warning(
+                "tracking: %s is still away; %s of this run in %s will be logged by the next run with this "
+                "tracking.uri, or by `hasten sync` with it",
+                self.shown,
+                _records(num_pending),
+                self._journal.folder,
             )
+        self._journal.close()
 
     def command(self) -> str | None:
-        shown = without_credentials(self.uri)
-        return shown if _is_server(self.uri) else f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+        if self._journal is not None and self._client is None:
+            return None  # there is nothing to look at yet
+        server = connection.is_server(self.uri)
+        return self.shown if server else f"mlflow ui --backend-store-uri {shlex.quote(self.shown)}"
 
     def problem(self) -> str | None:
         """Why the store can't be written; None where it can. Other databases than sqlite are only tried by a run."""
-        shown = without_credentials(self.uri)
-        if _is_server(self.uri):
-            reason = _unreachable(self.uri) if self.uri.startswith("http") else None
-            return f"{shown} does not answer: {reason} (tracking.uri)" if reason else None
-        if self.uri.startswith(SQLITE):
-            reason = _unwritable(Path(_absolute(self.uri).removeprefix(SQLITE)))
-            return f"{shown} can't be written: {reason} (tracking.uri)" if reason else None
-        return None
+        return connection.problem(self.uri)
 
-    def _find_experiment(self, name: str) -> str:
-        """Its id; created where it is missing, brought back where somebody deleted it in the UI."""
-        from mlflow.exceptions import MlflowException
+    def sync(self, folders: Sequence[Path] = ()) -> dict[str, int]:
+        """Logs what earlier runs could not, and gives the number of records that each had, by its folder.
 
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            place = None if _is_server(self.uri) else _as_uri(self.artifacts)
+        Args:
+            folders: of the runs; all that are noted, if none are given.
+
+        Raises:
+            HastenError: the store is away.
+        """
+        try:
+            return self._sync(folders)
+        except Exception as error:
+            raise HastenError(f"{self.shown} is away: {_reason(error)} (tracking.uri)") from error
+
+    @property
+    def shown(self) -> str:
+        """The URI without what is secret in it."""
+        return without_credentials(self.uri)
+
+    def _sync(self, folders: Sequence[Path] = ()) -> dict[str, int]:
+        notes = Path(self.pending)
+        chosen = (journal for folder in folders for journal in below(folder, notes))
+        journals = list(chosen if folders else left(notes, self._store))
+        found: dict[str, int] = {}
+        experiments = set()
+        for journal in journals:
+            if not journal.claim():
+                continue
             try:
-                return str(self._client.create_experiment(name, artifact_location=place))
-            except MlflowException as error:
-                # A job on another machine was faster; no lock of ours covers a server.
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                found = self._client.get_experiment_by_name(name)
-        if found.lifecycle_stage == "deleted":
-            log.warning("the MLflow experiment %s had been deleted and is restored, to record this run in it", name)
-            self._client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+                desk = self._desk_of(journal)
+                found[str(journal.run_folder)] = journal.send(desk, connection.is_refusal)
+                experiments.add(desk.experiment)
+            finally:
+                journal.close()
+        self._close_abandoned(experiments)
+        return found
 
-    def _close_abandoned(self) -> None:
+    @property
+    def _store(self) -> str:
+        return without_credentials(connection.absolute(self.uri))
+
+    def _record(self, *operations: Operation, at_once: bool = False) -> None:
+        """Writes it down, and sends it with whatever waits before it; where the store is away it waits as well.
+
+        Args:
+            at_once: however short ago the store was found to be away.
+        """
+        assert self._journal is not None
+        self._journal.add(operations)
+        if self._away and not at_once and time.monotonic() - self._tried < RETRY_SECONDS:
+            return
+        try:
+            first = self._desk is None
+            self._desk = self._desk or self._desk_of(self._journal)
+            self._journal.send(self._desk, connection.is_refusal)
+            if first:
+                self._catch_up(self._desk.experiment)
+        except Exception as error:
+            self._tell_away(error)
+        else:
+            if self._away:
+                log.info("tracking: %s is back and has what it missed", self.shown)
+            self._away = False
+
+    def _catch_up(self, experiment: str) -> None:
+        """What earlier runs have left: records that could not be sent, and runs that the UI shows as running."""
+        if found := sum(self._sync().values()):
+            log.info("tracking: logged what earlier runs could not (%s)", _records(found))
+        self._close_abandoned({experiment})
+
+    def _tell_away(self, error: Exception) -> None:
+        level, told = logging.DEBUG if self._away else logging.WARNING, _reason(error)
+        log.log(level, "tracking: %s is away, the run goes on and is logged when it is back: %s", self.shown, told)
+        self._away, self._tried = True, time.monotonic()
+        self._desk = None  # what comes back may be another database
+
+    def _desk_of(self, journal: Journal) -> Desk:
+        """Where the records of a run belong.
+
+        Raises:
+            Exception: the store is away.
+        """
+        facts = journal.facts
+        if reason := connection.away(self.uri):
+            raise ConnectionError(reason)
+        with connection.one_at_a_time(self.uri):
+            self._client = self._client or connection.connect(self.uri)
+            experiment = connection.find_experiment(self._client, facts.experiment, facts.artifacts)
+        return Desk(client=self._client, experiment=experiment, folder=journal.run_folder)
+
+    def _place(self, file: Path) -> str:
+        """From the run's folder on where it lies in it, so that the folder may be moved while a server is away."""
+        inside = file.absolute().is_relative_to(self._folder.absolute())
+        return str(file.absolute().relative_to(self._folder.absolute()) if inside else file.absolute())
+
+    def _used(self, run: str) -> Sequence[Operation]:
+        """The rows, where the run's folder says what they are."""
+        if not (self._folder / DATA).is_file():
+            return ()
+        data = read_json(self._folder / DATA)
+        return (Use(run=run, **{name: data[name] for name in ("name", "fingerprint", "rows", "inputs")}),)
+
+    def _close_abandoned(self, experiments: Collection[str]) -> None:
         """Marks runs whose process was killed on this machine, which the UI would show as running for ever."""
-        for run in self._client.search_runs([self._experiment], filter_string="attributes.status = 'RUNNING'"):
+        if not experiments:
+            return
+        running = self._client.search_runs([*experiments], filter_string="attributes.status = 'RUNNING'")
+        for run in running:
             host, _, pid = run.data.tags.get("hasten.process", "").rpartition(":")
             if host == socket.gethostname() and not _is_alive(int(pid)):
                 self._client.set_terminated(run.info.run_id, status="KILLED")
 
-    def _create_run(self, name: str, tags: Mapping[str, str], *, parent: str = "", seconds: float = 0.0) -> str:
-        """The id of a new run that began so many seconds ago: the UI then shows how long it took."""
-        reserved = {"mlflow.user": _user(), "mlflow.source.name": "hasten", "mlflow.source.type": "LOCAL"}
-        if parent:
-            reserved["mlflow.parentRunId"] = parent
-        run = self._client.create_run(
-            self._experiment,
-            start_time=_now_ms() - int(seconds * 1000),
-            run_name=name,
-            tags={key: record.value(value) for key, value in (reserved | dict(tags)).items()},
-        )
-        return str(run.info.run_id)
-
-    def _tag(self, run: str, name: str, value: str) -> None:
-        self._client.set_tag(run, name, record.value(value))
-
-    def _log(
-        self,
-        run: str,
-        *,
-        params: Mapping[str, str] | None = None,
-        metrics: Mapping[str, float] | None = None,
-        step: int = 0,
-    ) -> None:
-        """Parameters, and metrics of one step, in as few calls as the store allows."""
-        from mlflow.entities import Metric, Param
-
-        now = _now_ms()
-        entities = [Param(name, value) for name, value in (params or {}).items()]
-        for first in range(0, len(entities), MAX_PARAMS_PER_CALL):
-            self._client.log_batch(run, params=entities[first : first + MAX_PARAMS_PER_CALL])
-        if metrics:
-            self._client.log_batch(run, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
-
-    def _record_training(self, iteration: str, trial: Trial, stage: str, curve: Mapping[str, Sequence[float]]) -> None:
+    def _training(
+        self, iteration: str, trial: Trial, stage: str, curve: Mapping[str, Sequence[float]]
+    ) -> Sequence[Operation]:
         """Once for each training: iterations that took the same stage from the store don't repeat it."""
-        from mlflow.entities import Metric
-
         training = (stage, trial.stages.get(stage, f"of trial {trial.number}"))
         if training in self._trainings:
-            return
+            return ()
         self._trainings.add(training)
-        now = _now_ms()
-        run = self._create_run(f"{trial.number:02d} {stage} training", {"stage": stage}, parent=iteration)
+        now, run = _now_ms(), f"{iteration}/{stage}"
+        tags = {"hasten.kind": "training", "stage": stage}
         points = [
-            Metric(record.key(quantity), float(value), now, epoch)
+            (record.key(quantity), float(value), now, epoch)
             for quantity, values in curve.items()
             for epoch, value in enumerate(values)
         ]
-        for first in range(0, len(points), MAX_METRICS_PER_CALL):
-            self._client.log_batch(run, metrics=points[first : first + MAX_METRICS_PER_CALL])
-        self._client.set_terminated(run)
-
-    def _keep(self, run: str, trial: Trial, files: Mapping[str, Path]) -> None:
-        contents = {"trial.json": trial.to_dict()}
-        if trial.profile is not None:
-            contents["profile.json"] = trial.profile.to_dict()
-        for name, content in contents.items():
-            self._client.log_text(run, without_credentials(json.dumps(content, indent=1)), name)
-        with tempfile.TemporaryDirectory() as scratch:
-            for name, path in files.items():
-                link = Path(scratch, name)
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(path.absolute())  # the client names a file after its path, and copies nothing twice
-            if files:
-                self._client.log_artifacts(run, scratch)
+        return (
+            _create(run, f"{trial.number:02d} {stage} training", tags, parent=iteration),
+            Log(run=run, points=points),
+            End(run=run, status="FINISHED", end_ms=now),
+        )
 
 
-def _connect(uri: str) -> Any:
-    """A client on the store, which is created and migrated where it is new (seconds, once).
-
-    Telemetry is off because its thread would talk to the network while latencies are measured, and a server that does
-    not answer is given up after seconds instead of minutes; both unless the user's environment says otherwise.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with warnings.catch_warnings():
-        # MLflow 3.17 on SQLAlchemy 2.1: "The ``noload`` loader strategy is deprecated".
-        warnings.filterwarnings("ignore", message=".*noload.*")
-        from mlflow import MlflowClient
-
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        # It prints a traceback of each database error, beside raising it.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-        return MlflowClient(tracking_uri=_absolute(uri))
+def _create(run: str, name: str, tags: Mapping[str, str], *, parent: str = "", seconds: float = 0.0) -> Create:
+    """A new run that began so many seconds ago: the UI then shows how long it took."""
+    reserved = {"mlflow.user": _user(), "mlflow.source.name": "hasten", "mlflow.source.type": "LOCAL"}
+    return Create(
+        run=run,
+        name=name,
+        tags={key: record.value(value) for key, value in (reserved | dict(tags)).items()},
+        start_ms=_now_ms() - int(seconds * 1000),
+        parent=parent,
+    )
 
 
-def _signature(folder: Path) -> Any:
-    """Of a deployed folder, in MLflow's terms."""
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
+def _points(metrics: Mapping[str, float], step: int) -> list[tuple[str, float, int, int]]:
+    now = _now_ms()
+    return [(name, value, now, step) for name, value in metrics.items()]
 
-    described = read_json(folder / "model.json")
-    outputs = Schema([TensorSpec(np.dtype("float32"), (-1, *described["signature"]["output_shape"]))])
-    columns = described["preprocessing"]["columns"]
-    if any(isinstance(shape, str) for shape in columns.values()):
-        kinds = {"text": "string", "bytes": "binary"}
-        specs = [ColSpec(kinds[shape], name) for name, shape in columns.items() if isinstance(shape, str)]
-        return ModelSignature(Schema(specs), outputs) if len(specs) == len(columns) else None
-    types = {each["name"]: each["dtype"] for each in described["signature"]["inputs"]}
-    tensors = [
-        # A single input goes in without its name.
-        TensorSpec(np.dtype(types.get(name, "float32")), (-1, *shape), name if len(columns) > 1 else None)
-        for name, shape in columns.items()
+
+def _kept(run: str, trial: Trial) -> list[Operation]:
+    contents = {"trial.json": trial.to_dict()}
+    if trial.profile is not None:
+        contents["profile.json"] = trial.profile.to_dict()
+    return [
+        KeepText(run=run, file=name, text=without_credentials(json.dumps(content, indent=1)))
+        for name, content in contents.items()
     ]
-    return ModelSignature(Schema(tensors), outputs)
 
 
-def _packages(folder: Path) -> list[str]:
-    """Top-level packages of the code that the deployed folder names."""
-    described = read_json(folder / "model.json")
-    named = [described["engine"]["_target_"], *(node["_target_"] for node in described["preprocessing"]["transforms"])]
-    if (folder / "module.json").is_file():
-        named.append(read_json(folder / "module.json")["arch"]["_target_"])
-    return sorted({str(target).partition(".")[0] for target in named} - {"hasten"})
+def _reason(error: Exception) -> str:
+    return without_credentials(" ".join(str(error).split()))[:500] or type(error).__name__
 
 
-def _example(folder: Path) -> Any:
-    """One row of zeros, as it goes into the deployed model; None where texts or bytes go in."""
-    import numpy as np
-
-    described = read_json(folder / "model.json")
-    columns = described["preprocessing"]["columns"]
-    if any(isinstance(shape, str) for shape in columns.values()):
-        return None
-    types = {each["name"]: each["dtype"] for each in described["signature"]["inputs"]}
-    rows = {name: np.zeros((1, *shape), types.get(name, "float32")) for name, shape in columns.items()}
-    return rows if len(rows) > 1 else next(iter(rows.values()))
-
-
-@contextmanager
-def _as_global(mlflow: Any, uri: str) -> Iterator[None]:
-    """Models are logged through MLflow's global store only; afterwards it is the user's again."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        with warnings.catch_warnings():
-            # It takes type hints for a schema and complains of its own; the logged signature is what checks the rows.
-            warnings.filterwarnings("ignore", message="(?s).*[Tt]ype hint.*", category=UserWarning)
-            # It wants an example even where texts or encoded images go in, of which there is no neutral one.
-            warnings.filterwarnings("ignore", message="(?s).*input example was not provided.*", category=UserWarning)
-            yield
-    finally:
-        mlflow.set_tracking_uri(before)
-
-
-@contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Lets one process at a time create and migrate a local database: two at once leave it broken."""
-    if not uri.startswith(SQLITE):
-        yield
-        return
-    database = Path(_absolute(uri).removeprefix(SQLITE))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(database.with_name(f".{database.name}.lock"), timeout=120):
-        yield
-
-
-def _absolute(uri: str) -> str:
-    return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute()) if uri.startswith(SQLITE) else uri
+def _records(number: int) -> str:
+    return f"{number} record{'' if number == 1 else 's'}"
 
 
 def _as_uri(folder: str) -> str:
     return folder if "://" in folder else Path(folder).absolute().as_uri()
-
-
-def _is_server(uri: str) -> bool:
-    return uri.startswith(("http://", "https://", "databricks"))
-
-
-def _unreachable(uri: str) -> str | None:
-    """Why a tracking server gives no sign of health; None if it does."""
-    try:
-        with urlopen(f"{uri.rstrip('/')}/health", timeout=SECONDS_TO_ANSWER):
-            return None
-    except (OSError, ValueError, HTTPException) as error:
-        return without_credentials(str(error))
-
-
-def _unwritable(database: Path) -> str | None:
-    """Why a sqlite file can't be written, or made where there is none; None if it can. Leaves nothing behind."""
-    if not database.exists():
-        above = next(folder for folder in database.parents if folder.exists())
-        return None if above.is_dir() and os.access(above, os.W_OK) else f"{above} is no folder that may be written to"
-    try:
-        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=rw", uri=True, timeout=5)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("SELECT count(*) FROM sqlite_master")
-            connection.rollback()
-    except sqlite3.Error as error:
-        return str(error)
-    return None if os.access(database, os.W_OK) else "it may not be written to"
-
-
-def _declared_engine(config_yaml: str) -> str | None:
-    """`eager` of `_target_: hasten.engines.eager.EagerEngine`: recipes only name the engine where they change it."""
-    target = OmegaConf.select(OmegaConf.create(config_yaml), "engine._target_")
-    return str(target).split(".")[-2] if target else None
 
 
 def _process() -> str:

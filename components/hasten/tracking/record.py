@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import posixpath
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 
+from hasten.core.credentials import without_credentials
 from hasten.core.trial import (
     Evaluation,
     Interval,
@@ -18,7 +20,6 @@ from hasten.core.trial import (
     TrainingResult,
     Trial,
 )
-from hasten.tracking.credentials import without_credentials
 
 MAX_KEY = 250
 """Characters of a name that MLflow accepts."""
@@ -43,6 +44,11 @@ def params(overrides: Sequence[str]) -> dict[str, str]:
     """Overrides as parameters, as the user typed them: `+a.b=1` is `a.b: 1`, `~a.b` is `a.b: ~`."""
     split = [override.lstrip("+~").partition("=")[::2] for override in overrides]
     return {key(name): value(given or "~") for name, given in split}
+
+
+def choices(trial: Trial) -> dict[str, str]:
+    """What matters of a trial's recipe, also where it goes without saying, so that runs can be compared by it."""
+    return {key(name): value(chosen) for name, chosen in trial.choices.items()}
 
 
 def trial_name(trial: Trial) -> str:
@@ -142,29 +148,39 @@ def curve_points(trial: Trial, best: Trial | None) -> dict[str, float]:
 
 
 def trial_note(trial: Trial) -> str:
-    """The description of an iteration, in markdown: verdict, how to rebuild, how it was done, where the time goes."""
-    lines = [f"**{trial.verdict}**: {trial.reason}", "", f"```\n{without_credentials(trial.rebuild)}\n```"]
-    measured = trial.evaluation or trial.training
-    if measured is not None and measured.notes:
-        lines += ["", *(f"- {note}" for note in measured.notes)]
+    """The description of an iteration, in markdown: verdict, where the time goes, how it was done, how to rebuild it.
+
+    The UI shows the first lines, and the others where they are asked for.
+    """
+    lines = [f"**{trial.verdict}**: {trial.reason}"]
     if trial.profile is not None:
         lines += ["", *_profile_note(trial.profile)]
     if trial.step_profile is not None:
         lines += ["", *_step_note(trial.step_profile)]
-    return "\n".join(lines)
+    measured = trial.evaluation or trial.training
+    if measured is not None and measured.notes:
+        lines += ["", *(f"- {note}" for note in measured.notes)]
+    return "\n".join([*lines, "", *_command(trial.rebuild)])
+
+
+def _command(rebuild: str) -> list[str]:
+    """One override a line, to be pasted: a long line would stretch the page, and hide what stands right of it."""
+    words = shlex.split(without_credentials(rebuild))
+    lines = [" ".join(words[:2]), *(shlex.quote(word) for word in words[2:])]
+    return ["```", " \\\n  ".join(lines), "```"]
 
 
 def result_note(result: Result | TrainingResult) -> str:
     """The description of a whole run, in markdown."""
     ratios = [f"- {ratio:.2f} times as fast as {reference}" for reference, ratio in result.speedup.items()]
-    command = without_credentials(result.best.rebuild)
+    command = "\n".join(_command(result.best.rebuild))
     steps = [f"- {gain:.2f} times by `{' '.join(step.edit)}` (trial {step.number})" for step, gain in result.shares]
     if isinstance(result, TrainingResult):
         ratios = [f"- {ratio:.2f} times the rows per second of {name}" for name, ratio in result.speedup.items()]
-        return "\n".join([*ratios, *steps, "", f"```\n{command}\n```"])
+        return "\n".join([*ratios, *steps, "", command])
     notes = [f"- {note}" for note in (result.best.evaluation.notes if result.best.evaluation is not None else ())]
     warnings = [f"- {warning}" for warning in result.warnings]
-    return "\n".join([result.certificate.statement, "", *ratios, *steps, *notes, *warnings, "", f"```\n{command}\n```"])
+    return "\n".join([result.certificate.statement, "", *ratios, *steps, *notes, *warnings, "", command])
 
 
 def _evaluation_metrics(evaluation: Evaluation) -> dict[str, float | None]:
