@@ -91,7 +91,9 @@ def test_bring_your_own_ends_in_a_certified_artefact(own: Followed) -> None:
     predicted, labels = own.of("python use_it.py").strip().split("] [")
     assert predicted.startswith("[0, 1, 2")
     assert labels == "0, 1, 2, 3, 4]"
-    assert "to be built" in own.of("hasten --config-dir conf experiment=mine dry_run=true")
+    assert "to be built" in own.of(
+        "hasten --config-dir conf experiment=mine strategy=[engine,static_int8] dry_run=true"
+    )
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ CHOICES = (
 )
 EXPERIMENT = (
     "pruning=structured",
+    "pruning.round_to=1",
     "model.arch.widths=[8]",
     "model.arch.num_blocks=1",
     "trainer.epochs=3",

@@ -270,6 +270,13 @@ def test_a_grid_ends_when_every_recipe_was_tried(tmp_path: Path) -> None:
     assert made.searcher.gave_up == "nothing new is left in the space"
 
 
+def test_a_small_space_is_searched_when_all_of_it_is_known(tmp_path: Path) -> None:
+    made = driven(tmp_path / "a", space={**SPACE, "sparsity": None}, n_trials=50).go()
+    assert len(made.tells) == 4
+    assert made.searcher.gave_up == "nothing new is left in the space"
+    assert len(made.study.trials()) < 40
+
+
 def test_what_makes_no_sense_is_no_trial(tmp_path: Path) -> None:
     def judged(edit: Edit) -> tuple[str | None, str]:
         return ("refused" if "engine=eager" in edit else None), " ".join(edit)
@@ -405,6 +412,19 @@ def test_two_processes_see_what_the_other_tries(tmp_path: Path) -> None:
     second.refuse(second.ask(), "makes no sense")
     assert [it.user_attrs[EDIT] for it in first.tried()] == [["recipe=one"], ["recipe=two"]]
     assert len(first.trials()) == 3
+
+
+def test_of_processes_that_start_together_none_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, failures = optuna.create_study, [RuntimeError("the table exists already")]
+
+    def created(**knobs: Any) -> optuna.Study:
+        if failures:
+            raise failures.pop()
+        return create(**knobs)
+
+    monkeypatch.setattr("optuna.create_study", created)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert opened(tmp_path / "a").trials() == []
 
 
 def test_a_study_of_other_objectives_is_refused(tmp_path: Path) -> None:

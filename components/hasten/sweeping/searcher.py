@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +42,8 @@ MAX_LEARNED = 40
 """Proposals of the sampler in a row that may lead to nothing new before points are drawn at random."""
 MAX_PROPOSALS = 150
 """Proposals in a row that may lead to nothing new before the space counts as searched."""
+FEW_POINTS = 500
+"""Points of a space up to which it is counted what is left."""
 UNTRAINED = ("speed", "throughput", "size", "memory", "integer_share")
 """Limits that no training mends: what breaks them untrained is given up."""
 MAX_EXCESS = 1e6
@@ -92,6 +96,7 @@ class Searcher:
         config_dir: the user's own config folder, if there is one.
         judged: what is known of a point's recipe before it is tried.
         superseded: folders of jobs whose recipe was tried in earnest afterwards.
+        refused: points that this process has found to make no sense, or nothing new.
         gave_up: why it ended before all trials were made; empty where it did not.
     """
 
@@ -104,6 +109,7 @@ class Searcher:
     config_dir: Path | None
     judged: Callable[[Edit], Judged]
     superseded: set[str] = field(default_factory=set)
+    refused: set[Edit] = field(default_factory=set)
     gave_up: str = ""
 
     def __post_init__(self) -> None:
@@ -156,7 +162,7 @@ class Searcher:
         grid = iter(self.space.grid()) if self.search.sampler == "grid" else None
         asked = 0
         while grid is not None or asked < MAX_PROPOSALS:
-            if grid is not None and not self._enqueued(grid):
+            if self._exhausted() or (grid is not None and not self._enqueued(grid)):
                 return
             if asked == MAX_LEARNED:  # it has settled on what is known
                 self.study.shared.sampler = sampler("random", seed=self.search.seed + asked, startup_trials=1)
@@ -165,6 +171,7 @@ class Searcher:
             asked += 1
             reason, identity = self._refusal(point)
             if reason is not None:
+                self.refused.add(point.edit)
                 self.study.refuse(trial, reason)
                 continue
             self.study.begin(trial, point.edit, identity)
@@ -172,6 +179,21 @@ class Searcher:
                 self.study.shared.sampler = proposer(self.search, trial.number + 1)
             asked = 0
             yield _Candidate(trial=trial, edit=point.edit, rung=self._next(point.edit, 0))
+
+    def _exhausted(self) -> bool:
+        """Whether there are so few points that all of them are known."""
+        if self._points is None:
+            return False
+        return self._points <= self.refused | {tuple(trial.user_attrs[EDIT]) for trial in self.study.tried()}
+
+    @cached_property
+    def _points(self) -> frozenset[Edit] | None:
+        """All of them; None where they are many or can't be counted."""
+        try:
+            points = [point.edit for point in islice(self.space.grid(), FEW_POINTS + 1)]
+        except ConfigError:
+            return None
+        return frozenset(points) if len(points) <= FEW_POINTS else None
 
     def _enqueued(self, grid: Iterator[Point]) -> bool:
         """Has the study ask for the next point of a grid that nobody has tried."""

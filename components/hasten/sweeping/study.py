@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +31,8 @@ EDIT, RECIPE, OWNER, RUNG, REASON, REFUSED = "edit", "recipe", "owner", "rung", 
 ended, and why it was never tried."""
 BEAT_SECONDS = 20
 """Between two signs of life of a trial that is under way."""
+OPENINGS = 3
+"""Attempts at opening a database."""
 SILENT_SECONDS = 120
 """Without a sign of life after which a trial of another machine counts as lost."""
 
@@ -73,11 +77,11 @@ class Study:
         def again(study: optuna.Study, trial: FrozenTrial) -> None:
             study.enqueue_trial(trial.params)
 
-        try:
+        def attempt() -> tuple[RDBStorage, optuna.Study]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # signs of life are called experimental
                 database = RDBStorage(
-                    url,
+                    _with_driver(url),
                     heartbeat_interval=BEAT_SECONDS,
                     grace_period=SILENT_SECONDS,
                     heartbeat_stale_trial_callback=again,
@@ -90,9 +94,18 @@ class Study:
                 pruner=pruner,
                 load_if_exists=True,
             )
-        except Exception as error:  # whatever the driver of a database raises
-            told = without_credentials(" ".join(str(error).split()))[:300]
-            raise ConfigError(f"{shown} can't be opened: {type(error).__name__}: {told}") from None
+            return database, study
+
+        for left in reversed(range(OPENINGS)):
+            try:
+                database, study = attempt()
+                break
+            except Exception as error:  # whatever the driver of a database raises
+                if left and not isinstance(error, ImportError):
+                    time.sleep(1)  # of processes that start together, one creates the tables
+                    continue
+                told = without_credentials(" ".join(str(error).split()))[:300]
+                raise ConfigError(f"{shown} can't be opened: {type(error).__name__}: {told}") from None
         found = [direction.name.lower() for direction in study.directions]
         if found != list(directions):
             raise ConfigError(
@@ -215,6 +228,17 @@ class Study:
 def counts(trial: FrozenTrial) -> bool:
     """Whether it was tried: proposals that made no sense and trials that were lost do not count."""
     return EDIT in trial.user_attrs and (trial.state.name != "FAIL" or REASON in trial.user_attrs)
+
+
+def _with_driver(url: str) -> str:
+    """Of PostgreSQL with whichever driver there is: SQLAlchemy's choice without a name differs between its versions."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "postgresql":
+        found = [driver for driver in ("psycopg", "psycopg2") if find_spec(driver) is not None]
+        if not found:
+            raise ImportError("no driver of PostgreSQL is installed: pip install psycopg2-binary")
+        return f"{scheme}+{found[0]}://{rest}"
+    return url
 
 
 def _lives(owner: Mapping[str, Any]) -> bool:
