@@ -55,7 +55,7 @@ class Server:
     def do_get_experiment_by_name(self, name: str) -> Any:
         return SimpleNamespace(experiment_id=name, lifecycle_stage="active") if name in self.experiments else None
 
-    def do_create_experiment(self, name: str, artifact_location: str | None, tags: Any) -> str:
+    def do_create_experiment(self, name: str, artifact_location: str | None) -> str:
         self.experiments.append(name)
         return name
 

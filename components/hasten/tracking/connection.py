@@ -23,8 +23,6 @@ SQLITE = "sqlite:///"
 SECONDS_TO_ANSWER = 5
 SECONDS_PER_REQUEST = "60"
 """That a server may take for one request, such as an artefact that it hands on to a slower storage."""
-KIND, TRAINS_MODELS = "mlflow.experimentKind", "custom_model_development"
-"""Tag by which the UI shows runs, models and charts first, and not what it has for language models."""
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 REFUSALS = (
     "INVALID_PARAMETER_VALUE",
@@ -72,7 +70,7 @@ def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifacts, tags={KIND: TRAINS_MODELS}))
+            return str(client.create_experiment(name, artifact_location=artifacts))
         except MlflowException as error:
             # A job on another machine was faster; no lock of ours covers a server.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
