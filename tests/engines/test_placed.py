@@ -200,7 +200,7 @@ def test_a_device_that_is_killed_is_replaced_and_nothing_is_lost_or_done_twice(
 
 
 def test_a_device_that_hangs_is_given_up(tmp_path: Path) -> None:
-    crew = fake(tmp_path, [[0, 1]], timeout=0.5)
+    crew = fake(tmp_path, [[0, 1]], timeout=3.0)
     with pytest.raises(EngineError, match="no device is left that can run"):
         crew(np.full((1, 3), 1e7, np.float32))
     with pytest.raises(EngineError, match="have ended"):

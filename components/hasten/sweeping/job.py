@@ -56,6 +56,7 @@ class Outcome:
         reason: of the verdict.
         seconds: that it took.
         fresh: whether this call has run it; False for what was there before.
+        number: of the job in its sweep, from 0.
     """
 
     job: Job
@@ -65,6 +66,7 @@ class Outcome:
     reason: str
     seconds: float
     fresh: bool = False
+    number: int = 0
 
     @property
     def failed(self) -> bool:

@@ -24,12 +24,12 @@ def summarised(
     total: int | None,
     notes: Sequence[str] = (),
 ) -> reported.Sweep:
-    """All jobs that have come to their end, in the order in which the sweep names them.
+    """All jobs that have come to their end, with the numbers under which they were told.
 
     Args:
         folder: of the sweep.
     """
-    jobs = tuple(_job(number, outcome, folder) for number, outcome in enumerate(outcomes, 1))
+    jobs = tuple(_job(outcome.number + 1, outcome, folder) for outcome in outcomes)
     summaries = [outcome.summary for outcome in outcomes if outcome.trial is not None and outcome.summary is not None]
     baselines = [restored(Trial, summary["baseline"]) for summary in summaries]
     return reported.Sweep(

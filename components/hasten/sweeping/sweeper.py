@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hasten.core.auto import left_open
 from hasten.core.credentials import without_credentials
-from hasten.core.errors import ConfigError, HastenError
+from hasten.core.errors import ConfigError, HastenError, first_line
 from hasten.core.files import digest, read_json, write_json, write_text
 from hasten.core.groups import GROUPS
 from hasten.core.preflight import check_values
@@ -276,7 +276,7 @@ class HastenSweeper(Sweeper):
     @staticmethod
     def _outcome(item: _Placed, found: Mapping[str, Any], *, fresh: bool) -> Outcome:
         known = {name: found[name] for name in ("code", "verdict", "reason", "seconds")}
-        return Outcome(job=item.job, folder=item.folder, fresh=fresh, **known)
+        return Outcome(job=item.job, folder=item.folder, fresh=fresh, number=item.number, **known)
 
     def _to_run(self, placed: Sequence[_Placed], outcomes: dict[str, Outcome]) -> list[_Placed]:
         """Those that are missing; of the others, the outcomes are filled in."""
@@ -321,7 +321,7 @@ class HastenSweeper(Sweeper):
                 waiting = [item for item in missing if item not in begun]
                 continue
             for item in missing:
-                reason = f"its process died: {one_line(problem)}" if problem else "its process left no result"
+                reason = f"its process died: {first_line(problem)}" if problem else "its process left no result"
                 write_outcome(item.folder, item.config, code=1, reason=reason, seconds=0.0)
                 self._ended(item, outcomes)
 
@@ -394,7 +394,7 @@ class HastenSweeper(Sweeper):
         if not outcomes:
             return
         sweep = summarised(
-            outcomes,
+            sorted(outcomes, key=lambda outcome: outcome.number),
             name=self.folder.name,
             experiment=str(self.config.name or self.config.hydra.runtime.choices["data"]),
             command=self.command,
