@@ -100,10 +100,10 @@ def pair(first: Chosen, second: Chosen, session: Session) -> Pairing:
         differ = "targets" if first.config["target"] != second.config["target"] else "machines"
         return Pairing(ratio=None, how=f"They were measured on different {differ}: their times can't be compared.")
     confidence = float(first.config["objective"]["confidence"])
-    if ratio := pairing.stored(first.finished, second.finished, confidence):
+    target, seed = Target.of(first.config["target"]), int(first.config["seed"])
+    if ratio := pairing.stored(first.finished, second.finished, target, confidence, seed, first.machine):
         return Pairing(ratio=ratio, how="Paired: they were measured in turns, block beside block, in one session.")
     if first.machine in (None, machine_id()):
-        target, seed = Target.of(first.config["target"]), int(first.config["seed"])
         try:
             ratio = pairing.measured(first.finished, second.finished, target, confidence, seed, session.screen)
         except HastenError as error:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from omegaconf import OmegaConf
 
 from hasten import cli
 from hasten.core.trial import Interval
@@ -141,17 +145,41 @@ def test_a_report_is_made_again_from_mlflow_alone(recorded: Any, tmp_path: Path)
         assert (left / "report.html").read_text() == as_it_was
 
 
+@contextmanager
+def measured_for_another_target(recorded: Any) -> Iterator[None]:
+    """In a store that has each pair for other requests, too, for which the other of the two is the faster."""
+    latency = Path(OmegaConf.load(recorded.done.folder / "config.yaml").store.folder) / "latency"
+    copies = []
+    for entry in sorted(latency.iterdir()):
+        copies.append(latency / f"copy-{entry.name}")
+        shutil.copytree(entry, copies[-1])
+        manifest = json.loads((copies[-1] / "stage.json").read_text())
+        parents = manifest["ingredients"]["parents"]
+        parents["reference"], parents["candidate"] = parents["candidate"], parents["reference"]
+        manifest["ingredients"]["config"]["batch_size"] = 7
+        (copies[-1] / "stage.json").write_text(json.dumps(manifest))
+    try:
+        yield
+    finally:
+        for copy in copies:
+            shutil.rmtree(copy)
+
+
 @pytest.mark.slow
 def test_two_runs_are_put_side_by_side(recorded: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     baseline, given = (run.info.run_id for run in below(recorded, recorded.parent))
-    assert cli.run(["compare", f"runs=[{baseline},{given}]", *recorded.typed, f"hydra.run.dir={tmp_path}/left"]) == 0
+    with measured_for_another_target(recorded):
+        where = f"hydra.run.dir={tmp_path}/left"
+        assert cli.run(["compare", f"runs=[{baseline},{given}]", *recorded.typed, where]) == 0
     printed = capsys.readouterr().out
-    told = ratio_interval(Interval(**recorded.done.summary["speedup"]["eager"]))
+    ratio = Interval(**recorded.done.summary["speedup"]["eager"])
+    # On a busy machine the interval may be too wide to tell.
+    verdict = "The second is surely faster" if ratio.low > 1 else "No difference in speed can be told"
     assert re.search(r"engine\W+eager\W+onnxruntime", printed)
-    assert f"The second is surely faster: {told}" in printed
+    assert f"{verdict}: {ratio_interval(ratio)}" in printed
     assert "Paired: they were measured in turns, block beside block, in one session." in printed
     page = (tmp_path / "left" / "compare.html").read_text()
-    assert "The second is surely faster" in page
+    assert verdict in page
     assert "<svg" in page
     folder = recorded.done.folder
     assert cli.run(["compare", f"runs=[{folder},{given}]", *recorded.typed, f"hydra.run.dir={tmp_path}/same"]) == 0

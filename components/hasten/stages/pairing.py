@@ -33,17 +33,28 @@ def inverse(ratio: Interval) -> Interval:
     return Interval(value=1 / ratio.value, low=1 / ratio.high, high=1 / ratio.low)
 
 
-def stored(first: Finished, second: Finished, confidence: float) -> Interval | None:
-    """How much faster the second is than the first, where they were once measured in turns; None elsewhere."""
+def stored(
+    first: Finished, second: Finished, target: Target, confidence: float, seed: int, machine: str | None
+) -> Interval | None:
+    """How much faster the second is than the first, where they were once measured in turns; None elsewhere.
+
+    Args:
+        target: whose requests were measured; a store may hold those of others as well.
+        machine: id of the one that it was measured on; None for any.
+    """
     if "compile" not in first.keys or "compile" not in second.keys:
         return None
     one, other = first.keys["compile"], second.keys["compile"]
     for store in (second.store, first.store):
         files = sorted((store.folder / "latency").glob("*/stage.json"), key=lambda file: -file.stat().st_mtime)
         for manifest in files:
-            parents = read_json(manifest)["ingredients"]["parents"]
+            ingredients = read_json(manifest)["ingredients"]
+            parents, config = ingredients["parents"], ingredients["config"]
             pair = (parents.get("reference"), parents.get("candidate"))
-            if pair not in ((one, other), (other, one)):
+            if pair not in ((one, other), (other, one)) or machine not in (None, ingredients["machine"]["id"]):
+                continue
+            wanted = {"batch_size": target.batch_size, "length": target.length, "threads": target.threads, "seed": seed}
+            if {name: config[name] for name in wanted} != wanted:
                 continue
             measurement = latency.Measurement.from_dict(read_json(manifest.parent / "blocks.json"))
             if measurement.stream:
