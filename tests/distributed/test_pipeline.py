@@ -65,12 +65,14 @@ def test_ends_with_the_weights_and_curves_of_one_process(alone, together, size, 
     state = wanted.model.state_dict()
     difference = max((weights[each].double() - state[each].double()).abs().max().item() for each in state)
     print(f"{size} processes, {name}: largest difference {difference:.2g}")
-    # Gradients of a shortcut are rounded one by one, and where depends on the cut: AdamW makes steps of lr of that.
+    # Gradients of a shortcut are rounded one by one, and where depends on the cut: AdamW makes steps of lr of that. One
+    # process' weights in bfloat16 are 0.06 away from its own in float32.
     rounded = case.step.precision == "bfloat16"
     assert difference <= (0.1 if rounded else 1e-5)
+    allowed = {"train_loss": 0.02, "train_accuracy": 0.05} if rounded else {}
     for told in curves:
         for curve, values in wanted.curves.items():
-            assert told[curve] == pytest.approx(values, abs=0.05 if rounded else 1e-5)
+            assert told[curve] == pytest.approx(values, abs=allowed.get(curve, 1e-5))
 
 
 def test_what_is_drawn_for_a_step_is_the_same_whatever_was_drawn_before():

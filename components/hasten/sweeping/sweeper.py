@@ -321,7 +321,8 @@ class HastenSweeper(Sweeper):
                 waiting = [item for item in missing if item not in begun]
                 continue
             for item in missing:
-                reason = f"its process died: {first_line(problem)}" if problem else "its process left no result"
+                told = f"its process died: {first_line(problem)}" if problem else "its process left no result"
+                reason = without_credentials(told)
                 write_outcome(item.folder, item.config, code=1, reason=reason, seconds=0.0)
                 self._ended(item, outcomes)
 
