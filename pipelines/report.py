@@ -13,7 +13,7 @@ from hasten.core.credentials import without_credentials
 from hasten.core.errors import ConfigError, HastenError
 from hasten.core.files import read_json, write_text
 from hasten.core.trial import Certificate, Evaluation, Result, TrainingResult, Trial
-from hasten.outcome import front_of
+from hasten.outcome import front
 from hasten.reporting import html, training
 from hasten.session import Session
 from hasten.tracking.reading import Recorded, Records, trials_of
@@ -89,7 +89,7 @@ def _without_end(found: Recorded, trials: tuple[Trial, ...], best: Trial, optimi
         speedup=last.speedup,
         size_ratio=first.size_bytes / last.size_bytes,
         certificate=Certificate.unchecked("It ended before the test rows were read: nothing is certified"),
-        front=front_of(trials, optimize),
+        front=front(trials, optimize, best=best.number),
         stopped=f"{found.status.lower()} before it had a result",
         binding=None,
         engine_reference="its best engine",

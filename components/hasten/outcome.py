@@ -44,7 +44,7 @@ def conclude(session: Session, best: Candidate, *, engine: UntouchedEngine, stop
         speedup=_speedup(best.evaluation, engine),
         size_ratio=baseline.evaluation.size_bytes / best.evaluation.size_bytes,
         certificate=certificate,
-        front=front(session.candidates, session.objective.optimize),
+        front=front([each.trial for each in session.candidates], session.objective.optimize, best=best.trial.number),
         optimize=session.objective.optimize,
         stopped=stopped,
         binding=binding(best.evaluation, session.objective),
@@ -77,19 +77,19 @@ def _draw(session: Session, result: Result) -> None:
             write_text(session.folder / "plots" / f"{name}.html", without_credentials(picture(name, svg)))
 
 
-def front(candidates: Sequence[Candidate], optimize: str = "p50") -> tuple[int, ...]:
-    """As of `front_of`."""
-    return front_of([candidate.trial for candidate in candidates], optimize)
-
-
-def front_of(trials: Sequence[Trial], optimize: str = "p50") -> tuple[int, ...]:
+def front(trials: Sequence[Trial], optimize: str = "p50", *, best: int) -> tuple[int, ...]:
     """Numbers of the trials that no other beats in what is optimised and in quality at once.
 
-    Quality is the first metric's. Where nothing judged the outputs only what is optimised counts.
+    Quality is the first metric's. Where nothing judged the outputs only what is optimised counts. `best` is always
+    among them: a trial whose figures are better broke a limit, or the loop could not show it to be better.
     """
     optimised = measure(optimize)
     places = {trial.number: _place(trial.evaluation, optimised) for trial in trials if trial.evaluation is not None}
-    return tuple(number for number, mine in places.items() if not any(_dominates(it, mine) for it in places.values()))
+    return tuple(
+        number
+        for number, mine in places.items()
+        if number == best or not any(_dominates(it, mine) for it in places.values())
+    )
 
 
 def _place(evaluation: Evaluation, optimised: Measure) -> tuple[float, float]:

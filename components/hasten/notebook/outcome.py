@@ -60,7 +60,7 @@ class Outcome:
 
     @property
     def front(self) -> tuple[Trial, ...]:
-        """Trials that no other beats in what is optimised and in quality at once."""
+        """Trials that no other beats in what is optimised and in quality at once; the best is among them."""
         if isinstance(self.result, TrainingResult):
             return (self.result.best,)
         return tuple(trial for trial in self.result.trials if trial.number in self.result.front)
