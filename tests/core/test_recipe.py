@@ -149,6 +149,16 @@ def test_every_strategy_that_is_meant_for_all_is_there_unless_some_are_named() -
 
 
 @pytest.mark.usefixtures("hydra")
+def test_a_strategy_says_which_operators_it_changes() -> None:
+    (narrow,) = Composer.of(["strategy=[weight_only]"]).strategies()
+    assert narrow.operators == ("linear",)
+    (any_of_them,) = Composer.of(["strategy=[weight_only]", "strategies.weight_only.operators=null"]).strategies()
+    assert any_of_them.operators is None
+    with pytest.raises(ConfigError, match="operators must be a list of names or null, got 'linear'"):
+        Composer.of(["strategy=[weight_only]", "strategies.weight_only.operators=linear"]).strategies()
+
+
+@pytest.mark.usefixtures("hydra")
 def test_an_experiment_edits_a_strategy_that_is_chosen_and_no_other() -> None:
     typed = ["experiment=etth1", "data.path=ETTh1.csv", "strategy=[engine,distill_outputs]"]
     edited, _ = Composer.of(typed).strategies()

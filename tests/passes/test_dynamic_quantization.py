@@ -32,6 +32,12 @@ class Recurrent(nn.Module):
         return self.head(self.memory(series)[0][:, -1])
 
 
+class ConvolutionsAndOneLayer(nn.Sequential):
+    def __init__(self) -> None:
+        narrowing = [layer for width in (1, 4, 4) for layer in (nn.Conv2d(width, 4, 3, stride=2, padding=1), nn.ReLU())]
+        super().__init__(*narrowing, nn.Flatten(), nn.Linear(4, 3))
+
+
 def _graph(folder: Path, arch: dict[str, object], shape: tuple[int, ...]) -> Graph:
     (folder / "module").mkdir()
     signature = Signature(inputs=(Input(shape=shape),), output_shape=(3,))
@@ -92,6 +98,20 @@ def test_takes_seven_bits_for_weights_where_sums_would_saturate(
         if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2
     )
     assert np.abs(weight.astype(int)).max() == highest
+
+
+@pytest.mark.parametrize(("operators", "share"), [(("MatMul", "Gemm", "LSTM"), 1 / 4), (("Conv",), 3 / 4)])
+def test_knows_beforehand_how_many_layers_can_run_in_integers(
+    tmp_path: Path, operators: tuple[str, ...], share: float
+) -> None:
+    arch = {"_target_": f"{__name__}.ConvolutionsAndOneLayer"}
+    graph = _graph(tmp_path, arch, (1, 8, 8))
+    assert DynamicQuantization(operators=operators).integer_share(graph) == share
+    for folder in ("quantized", "compiled"):
+        (tmp_path / folder).mkdir()
+    DynamicQuantization(operators=operators)(graph, {}, "onnxruntime", tmp_path / "quantized")
+    engine = _compiled(graph, tmp_path / "quantized" / "model.onnx", tmp_path / "compiled")
+    assert engine.integer_share(tmp_path / "compiled") <= share
 
 
 def test_runs_every_linear_layer_of_a_transformer_in_integers(

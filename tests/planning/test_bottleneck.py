@@ -13,21 +13,27 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from hasten.core.errors import ConfigError
-from hasten.core.trial import Choice, Evaluation, Interval, Profile, Strategy, Trial
+from hasten.core.trial import Choice, Evaluation, Interval, OperatorGroup, Profile, Strategy, Trial
 from hasten.planning.bottleneck import BottleneckPlanner, Edit, declared_gain
 
 MakeTrial = Callable[..., Trial]
 
 
-def profile(capacity: float = 0.0, **shares: float) -> Profile:
+def profile(capacity: float = 0.0, operators: tuple[OperatorGroup, ...] = (), **shares: float) -> Profile:
     filled = {"compute": 0.0, "memory": 0.0, "overhead": 0.0, "capacity": capacity, **shares}
     return Profile(
         latency_ms=1.0,
-        operators=(),
+        operators=operators,
         shares=filled,
         bottleneck="capacity" if capacity else max(filled, key=lambda name: filled[name]),
         evidence=(),
         weight_bytes=0,
+    )
+
+
+def operators(kind: str, share: float, bound: str) -> OperatorGroup:
+    return OperatorGroup(
+        kind=kind, calls=1, milliseconds=share, share=share, flops=0, num_bytes=0, bound=bound, roof_ms=share
     )
 
 
@@ -110,6 +116,37 @@ def test_amdahl_by_hand() -> None:
 
 def test_fewer_bytes_shorten_no_time() -> None:
     assert declared_gain(strategy("small", {"capacity": 10.0}), MIXED) == pytest.approx(1.0)
+
+
+def test_only_the_operators_that_it_changes_get_faster(trial: MakeTrial) -> None:
+    groups = (
+        operators("convolution", 0.4, "compute"),
+        operators("linear", 0.1, "compute"),
+        operators("linear", 0.05, "memory"),
+        operators("pooling", 0.15, "memory"),
+    )
+    found = profile(compute=0.5, memory=0.2, overhead=0.3, operators=groups)
+    everything = {"compute": 2.0, "memory": 5.0, "overhead": 3.0}
+    # A fifth of compute, a quarter of memory, 0.15 of the 0.7 in which operators run: 0.1 / 2 + 0.05 / 5 + 0.0643 / 3.
+    linear = strategy("linear", everything, operators=("linear",))
+    overhead = 0.3 * 0.15 / 0.7
+    gained = 0.1 * (1 - 1 / 2) + 0.05 * (1 - 1 / 5) + overhead * (1 - 1 / 3)
+    assert declared_gain(linear, found) == pytest.approx(1 / (1 - gained))
+    assert declared_gain(strategy("all", everything), found) == pytest.approx(1 / (0.25 + 0.04 + 0.1))
+    assert declared_gain(replace(linear, operators=("attention",)), found) == pytest.approx(1)
+    choice = Loop(trial=trial, strategies=(linear,), profile=found).choose()
+    assert choice.why.startswith("addresses compute 10% in linear operators; expected 1.15x")
+
+
+def test_what_changes_operators_of_little_time_is_not_chosen(trial: MakeTrial) -> None:
+    groups = (operators("convolution", 0.93, "memory"), operators("linear", 0.07, "memory"))
+    narrow = strategy("narrow", {"memory": 2.0, "capacity": 3.5}, operators=("linear",))
+    loop = Loop(trial=trial, strategies=(narrow,), profile=profile(memory=1.0, operators=groups))
+    assert loop.choose() is None
+    assert "narrow addresses what hardly matters (memory 7%, capacity 0% in linear operators)" in loop.why()
+    # The bytes of a file are those of all weights.
+    too_large = profile(memory=1.0, capacity=0.5, operators=groups)
+    assert Loop(trial=trial, strategies=(narrow,), profile=too_large).choose().strategy == "narrow"
 
 
 def test_prefers_the_most_gain_per_second(trial: MakeTrial) -> None:
@@ -338,6 +375,10 @@ def test_a_prior_that_can_not_be_read_is_told_when_the_planner_is_made(tmp_path:
     [
         (strategy("s", {"computation": 2.0}), r"strategies\.s\.addresses: 'computation' is no bottleneck"),
         (strategy("s", {"compute": 0.0}), r"strategies\.s\.addresses\.compute must be a factor above 0, got 0"),
+        (
+            strategy("s", {"compute": 2.0}, operators=("liner",)),
+            r"operators: 'liner' is no kind of operator; there are ",
+        ),
         (strategy("s", {"compute": 2.0}, search={"key": "k", "low": 1}), r"strategies\.s\.search must spell"),
         (strategy("s", {"compute": 2.0}, search={**SEARCH, "key": None}), r"strategies\.s\.search\.key"),
     ],

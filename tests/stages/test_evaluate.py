@@ -78,3 +78,15 @@ def test_every_metric_of_the_task_is_told_and_one_that_fails_is_enough() -> None
     assert f"recall of class {recall.drop.label}" in certificate.statement
     assert recall.value <= certificate.metrics["accuracy"].value
     assert json.dumps(certificate.to_dict(), allow_nan=False)
+
+
+def test_a_quantization_that_reaches_too_few_layers_is_known_once_the_graph_is_there() -> None:
+    small = ("model=resnet", "model.arch.widths=[4]", "model.arch.num_blocks=1", "trainer.epochs=1")
+    untouched = Composer.of([*small, "engine=onnxruntime"]).compose()
+    narrow = Composer.of([*small, "engine=onnxruntime", "quantization=dynamic"]).compose()
+    assert evaluator().unfit(narrow) is None, "nothing has been exported"
+    build(untouched, Store(Path("store")), Tools())
+    told = "only 25% of the convolutions and linear layers can run in integers, 50% wanted"
+    assert evaluator().unfit(narrow) == f"{told} (quantization.min_integer_share)"
+    for fewer in (["quantization=dynamic", "quantization.min_integer_share=0.2"], ["quantization=static"]):
+        assert evaluator().unfit(Composer.of([*small, "engine=onnxruntime", *fewer]).compose()) is None

@@ -32,6 +32,8 @@ _KINDS = {
         gather indexselect identity alias detach liftfresh expand tile repeat memcpyfromhost memcpytohost dropout
         memoryinput memoryoutput shape""",
 }
+KINDS = (*_KINDS, "other")
+
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 
 

@@ -447,6 +447,10 @@ class GraphPass(Pass):
             PassError: the technique can't be placed for this family or this graph.
         """
 
+    def integer_share(self, graph: Graph) -> float:
+        """Share of the graph's convolutions and linear layers that it can turn into integers, at most."""
+        return 1.0
+
 
 class TrainedGraphPass(Pass):
     """Graph in, graph out, with training or timing on the way (quantization-aware training, mixed precision)."""

@@ -425,6 +425,7 @@ def _strategy(name: str, node: Any) -> Strategy:
             search=node["search"],
             cost=float(node["cost"]),
             outputs=node.get("outputs"),
+            operators=_names(node, "operators"),
             by_default=_flag(node, "by_default", default=True),
             speeds=str(node.get("speeds", "requests")),
         )
@@ -445,6 +446,13 @@ def _flag(node: Mapping[str, Any], name: str, *, default: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be true or false, got {value!r}")
     return value
+
+
+def _names(node: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
+    value = node.get(name)
+    if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        raise TypeError(f"{name} must be a list of names or null, got {value!r}")
+    return None if value is None else tuple(value)
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterable[str]:

@@ -222,6 +222,8 @@ class Diagnosis(Protocol):
     """What a planner reads off a profile, of requests or of training steps."""
 
     @property
+    def operators(self) -> tuple[OperatorGroup, ...]: ...
+    @property
     def shares(self) -> Mapping[str, float]: ...
     @property
     def bottleneck(self) -> str: ...
@@ -355,6 +357,7 @@ class Strategy:
             (`core.search.Halving`); or None.
         cost: expected seconds of one attempt where nothing has been measured yet.
         outputs: what the task's outputs have to be (`Task.outputs`) for the move to make sense; None for any.
+        operators: kinds (`OperatorTime.kind`) of the operators whose time it shortens; None for all.
         by_default: False for a move that is made only where the user names it (`strategy=[engine,joint]`).
         speeds: what becomes faster: `requests` to the model, or its `training`.
     """
@@ -366,6 +369,7 @@ class Strategy:
     search: Mapping[str, Any] | None
     cost: float
     outputs: str | None = None
+    operators: tuple[str, ...] | None = None
     by_default: bool = True
     speeds: str = "requests"
 

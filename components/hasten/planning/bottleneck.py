@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
+from hasten.artefacts.operators import KINDS
 from hasten.core.errors import ConfigError
 from hasten.core.interfaces import Edit, Inadmissible, Planner, SameRecipe
 from hasten.core.search import Halving, covering, halving
@@ -33,9 +34,10 @@ Known = Callable[[int, Edit], bool | None]
 class BottleneckPlanner(Planner):
     """Ranks strategies by log(expected gain) / expected seconds.
 
-    The gain that a strategy declares is Amdahl's, 1 / sum(share_c / factor_c) over compute, memory and overhead. Its
-    logarithm is multiplied by what the strategy's earlier trials suggest (`planning.prior.correction`). Fewer bytes
-    shorten no time: they count where a size limit is broken, and then before all else.
+    The gain that a strategy declares is Amdahl's, 1 / sum(share_c / factor_c) over compute, memory and overhead; of a
+    strategy for some kinds of operators, over their part of each share. Its logarithm is multiplied by what the
+    strategy's earlier trials suggest (`planning.prior.correction`). Fewer bytes shorten no time: they count where a
+    size limit is broken, and then before all else.
 
     Where size or memory is optimised, the declared gain is the factor by which a strategy shrinks the files (its
     `capacity`). Time then counts beside it only where the best trial breaks a limit of latency or throughput, and for
@@ -240,7 +242,7 @@ class BottleneckPlanner(Planner):
         self, strategy: Strategy, edit: Edit, parent: Trial, profile: Diagnosis, history: Sequence[Trial]
     ) -> Choice:
         expected, declared = self._expected_gain(strategy, profile, history), self._declared(strategy, profile)
-        shares = ", ".join(f"{name} {profile.shares[name]:.0%}" for name in _addressed(strategy, profile))
+        shares = _told(strategy, profile, _addressed(strategy, profile))
         if self._counts_bytes:
             shares = f"{self.optimize} (objective.optimize)" if declared > 1 else shares
         corrected = (
@@ -259,8 +261,7 @@ class BottleneckPlanner(Planner):
         if not self._relieves(strategy, profile, best):
             if not self._time_counts(best):
                 return f"{strategy.name} does not shrink the files (objective.optimize={self.optimize})"
-            shares = ", ".join(f"{name} {profile.shares.get(name, 0.0):.0%}" for name in strategy.addresses)
-            return f"{strategy.name} addresses what hardly matters ({shares})"
+            return f"{strategy.name} addresses what hardly matters ({_told(strategy, profile, strategy.addresses)})"
         for edit in covering(strategy):
             if reason := inadmissible(best.number, edit):
                 return f"{strategy.name} is refused: {reason}"
@@ -268,7 +269,7 @@ class BottleneckPlanner(Planner):
 
 
 def check(strategies: Iterable[Strategy]) -> None:
-    """Raises ConfigError where a strategy addresses what is no bottleneck, or its search makes no sense."""
+    """Raises ConfigError where a strategy addresses what is no bottleneck or no operator, or can't be searched."""
     problems = []
     for strategy in strategies:
         where = f"strategies.{strategy.name}"
@@ -277,6 +278,9 @@ def check(strategies: Iterable[Strategy]) -> None:
                 problems.append(f"{where}.addresses: {name!r} is no bottleneck; there are {', '.join(BOTTLENECKS)}")
             if not (math.isfinite(factor) and factor > 0):
                 problems.append(f"{where}.addresses.{name} must be a factor above 0, got {factor}")
+        for kind in strategy.operators or ():
+            if kind not in KINDS:
+                problems.append(f"{where}.operators: {kind!r} is no kind of operator; there are {', '.join(KINDS)}")
         problems += [f"{where}.{problem}" for problem in _search_problems(strategy)]
     if problems:
         raise ConfigError(*problems)
@@ -298,8 +302,33 @@ def _search_problems(strategy: Strategy) -> Iterator[str]:
 
 def declared_gain(strategy: Strategy, profile: Diagnosis) -> float:
     """Amdahl's law: how much faster a request becomes when the time of each class shrinks by its factor."""
-    classes = [name for name in profile.shares if name != "capacity"]
-    return 1 / sum(profile.shares[name] / strategy.addresses.get(name, 1.0) for name in classes)
+    left = 0.0
+    for name, share in profile.shares.items():
+        if name != "capacity":
+            changed = _changed(strategy, profile, name)
+            left += share - changed + changed / strategy.addresses.get(name, 1.0)
+    return 1 / left
+
+
+def _changed(strategy: Strategy, profile: Diagnosis, name: str) -> float:
+    """The part of a bottleneck's share that lies in the operators which the strategy changes.
+
+    The shares of compute and memory are parted as the time of the operators that are bound by them, others as the time
+    of all operators.
+    """
+    share = profile.shares.get(name, 0.0)
+    if name == "capacity" or strategy.operators is None:
+        return share
+    groups = [group for group in profile.operators if group.bound == name] or profile.operators
+    whole = sum(group.share for group in groups)
+    mine = sum(group.share for group in groups if group.kind in strategy.operators)
+    return share * mine / whole if whole > 0 else share
+
+
+def _told(strategy: Strategy, profile: Diagnosis, names: Iterable[str]) -> str:
+    """The shares of these bottlenecks that the strategy changes, and of which operators."""
+    shares = ", ".join(f"{name} {_changed(strategy, profile, name):.0%}" for name in names)
+    return f"{shares} in {' and '.join(strategy.operators)} operators" if strategy.operators else shares
 
 
 def _relief(strategy: Strategy, profile: Diagnosis) -> float:
@@ -311,10 +340,11 @@ def _relief(strategy: Strategy, profile: Diagnosis) -> float:
 
 def _addressed(strategy: Strategy, profile: Diagnosis) -> list[str]:
     """The noticeable bottlenecks that a strategy relieves, the largest first."""
+    shares = {name: _changed(strategy, profile, name) for name in profile.shares if name != "capacity"}
     found = [
         name
-        for name, share in sorted(profile.shares.items(), key=lambda item: -item[1])
-        if name != "capacity" and share >= NOTICEABLE and strategy.addresses.get(name, 1.0) > 1
+        for name, share in sorted(shares.items(), key=lambda item: -item[1])
+        if share >= NOTICEABLE and strategy.addresses.get(name, 1.0) > 1
     ]
     return [*(["capacity"] if _relief(strategy, profile) > 1 else []), *found]
 

@@ -36,11 +36,12 @@ from hasten.evidence.quality import compared, no_better_than, quality
 from hasten.evidence.requests import refusals, request_of, sized
 from hasten.evidence.worker import ENGINE_FILE, write_inputs
 from hasten.hardware.machine import machine_id
+from hasten.stages import quantize
 from hasten.stages.build import Built, build, plan
 from hasten.stages.data import metrics, source, task
 from hasten.stages.engine import engine_libraries, engine_sources
 from hasten.stages.roofline import device_of, roofline
-from hasten.stages.stage import Tools, read_notes, sources
+from hasten.stages.stage import Tools, declared, module_stage, read_notes, sources
 from hasten.training.estimate import training_seconds
 
 ACCURACY = "hasten.evidence.metrics.accuracy"
@@ -183,14 +184,20 @@ class Evaluator:
         )
 
     def unfit(self, recipe: Recipe) -> str | None:
-        """Why the recipe's student can't take the rows; None where it can, has none, or the rows are not read yet."""
-        arch = recipe.section("student").get("arch")
-        found = {step.stage.name: step.entry for step in plan(recipe, self.store)} if arch else {}
-        data, teacher = found.get("data"), found.get("teacher")
-        if not arch or data is None or teacher is None:
-            return None
-        prepared = read(data.folder)
-        shape = prepared.output_shape or output_shape(rebuild(teacher.folder), prepared.inputs)
+        """Why the recipe is not worth its trial, as far as the stages that are finished tell; else None.
+
+        Its student can't take the rows, or its quantization reaches too few layers of the graph.
+        """
+        arch, quantizes = recipe.section("student").get("arch"), declared(recipe.section("quantization"))
+        planned = plan(recipe, self.store) if arch or quantizes else []
+        found = {step.stage.name: step.entry.folder for step in planned if step.entry is not None}
+        if quantizes and "export" in found:
+            return quantize.refusal(recipe, found["export"], found[module_stage(found)])
+        return self._student_refusal(arch, found) if arch and {"data", "teacher"} <= found.keys() else None
+
+    def _student_refusal(self, arch: Mapping[str, Any], found: Mapping[str, Path]) -> str | None:
+        prepared = read(found["data"])
+        shape = prepared.output_shape or output_shape(rebuild(found["teacher"]), prepared.inputs)
         try:
             build_module(arch, prepared.inputs, shape, seed=self.seed, facts=prepared.facts, key="student.arch")
         except ConfigError as error:

@@ -30,6 +30,24 @@ from hasten.stages.training import (
 from hasten.training.determinism import reproducible
 
 
+def refusal(recipe: Recipe, export: Path, module: Path) -> str | None:
+    """Why the recipe's graph pass can't do enough to this float graph, known before it is tried; else None.
+
+    Args:
+        export: folder of the export stage.
+        module: folder of the module that it exported.
+    """
+    node = recipe.section("quantization")
+    wanted = node.get("min_integer_share", 0.0)
+    if not wanted or not issubclass(locate(node["_target_"], "quantization"), GraphPass):
+        return None
+    share = construct(node, "quantization").integer_share(read_graph(export, module))
+    if share >= wanted:
+        return None
+    at_least = f"{wanted:.0%} wanted (quantization.min_integer_share)"
+    return f"only {share:.0%} of the convolutions and linear layers can run in integers, {at_least}"
+
+
 class Quantize(Stage):
     name = "quantize"
 

@@ -70,3 +70,14 @@ class DynamicQuantization(GraphPass):
             )
         write_onnx(model, folder / "model.onnx")
         return ()
+
+    def integer_share(self, graph: Graph) -> float:
+        import onnx
+
+        from hasten.artefacts.operators import kind
+
+        model = onnx.load(graph.onnx, load_external_data=False)
+        weights = {each.name for each in model.graph.initializer if len(each.dims) > 1}
+        read = [node.op_type for node in model.graph.node if weights.intersection(node.input)]
+        layers = [operator for operator in read if kind(operator) in ("convolution", "linear")]
+        return sum(operator in self.operators for operator in layers) / len(layers) if layers else 0.0
