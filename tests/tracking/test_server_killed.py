@@ -221,6 +221,7 @@ def test_a_whole_run_with_a_server_on_sqlite(tmp_path: Path) -> None:
     try:
         left, told, kills = recorded_while_killed(server, tmp_path, seed=1)
         print(f"{kills} kills\n{told}")
+        assert kills
         check_record(server.uri, left)
     finally:
         server.kill()
@@ -231,6 +232,7 @@ def test_a_whole_run_with_a_server_on_postgresql(tmp_path: Path, postgres: str) 
     try:
         left, told, kills = recorded_while_killed(server, tmp_path, seed=2)
         print(f"{kills} kills\n{told}")
+        assert kills
         check_record(server.uri, left)
     finally:
         server.kill()
