@@ -90,19 +90,19 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def curve(trials: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """After each trial: how many there were, what they cost, and the best so far that holds."""
+    """After each trial: how many there were, what they cost, and the best so far that holds, as the loop judged it."""
     measured = [trial["evaluation"]["speedup"] for trial in list(trials)[1:] if trial["evaluation"]]
     eager = median(ratios["engine"]["value"] / ratios["eager"]["value"] for ratios in measured)
     found = [{"trials": 0, "seconds": 0.0, "speedup": eager}]
     for trial in list(trials)[1:]:
         last = found[-1]
         evaluation = trial["evaluation"]
-        ratio = evaluation["speedup"]["engine"]["value"] if evaluation and trial["holds"] else eager
+        better = trial["verdict"] == "accepted" and trial["holds"]
         found.append(
             {
                 "trials": last["trials"] + 1,
                 "seconds": last["seconds"] + trial["seconds"],
-                "speedup": max(last["speedup"], ratio),
+                "speedup": evaluation["speedup"]["engine"]["value"] if better else last["speedup"],
             }
         )
     return found
@@ -139,7 +139,7 @@ def plot(runs: list[dict[str, Any]], file: Path) -> None:
 
 def at(points: list[dict[str, float]], axis: str, end: float) -> float:
     """The best of a run that there was by then."""
-    return max(point["speedup"] for point in points if point[axis] <= end)
+    return [point["speedup"] for point in points if point[axis] <= end][-1]
 
 
 def show(runs: Iterable[Mapping[str, Any]]) -> None:
