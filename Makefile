@@ -5,8 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MIRROR := build/mirror
-# Processes that share the tests, a file each.
-WORKERS ?= 2
 
 .PHONY: demo install test check mirror docs fast drill engines clean
 
@@ -40,7 +38,7 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: check
-	$(BIN)/python -m pytest -m "not drill and not gpu" --numprocesses=$(WORKERS) --dist=loadfile
+	$(BIN)/python -m pytest -m "not drill and not gpu"
 
 fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not drill and not gpu"
