@@ -232,7 +232,7 @@ def test_the_ui_opens_and_ends_with_ctrl_c(recorded: Any, tmp_path: Path) -> Non
     try:
         assert opened.stdout is not None
         line = opened.stdout.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+", line)
+        address = re.search(r"http://127\.0\.0\.1:\d+(?=/#/experiments\?workflowType=machine_learning )", line)
         assert address, line + (opened.communicate(timeout=60)[1] if not line else "")
         with urlopen(f"{address[0]}/", timeout=30) as page:
             assert b"MLflow" in page.read()

@@ -19,6 +19,8 @@ from hasten.core.credentials import without_credentials
 from hasten.core.errors import ConfigError, HastenError
 from hasten.tracking import connection
 
+EXPERIMENTS = "#/experiments?workflowType=machine_learning"
+"""Where MLflow shows what was trained; its front page is about language models."""
 SECONDS_TO_START = 60.0
 SECONDS_TO_END = 5.0
 
@@ -69,7 +71,7 @@ def serve(uri: str, artifacts: str, *, host: str, port: int, told: Callable[[str
             began = time.monotonic()
             address = f"http://{host if host != '0.0.0.0' else socket.gethostname()}:{chosen}"
             _wait(server, f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{chosen}")
-            told(f"{shown} is at {address} ({time.monotonic() - began:.1f} s); Ctrl-C ends it")
+            told(f"{shown} is at {address}/{EXPERIMENTS} ({time.monotonic() - began:.1f} s); Ctrl-C ends it")
             server.wait()
             log.seek(0)
             last = log.read().decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
