@@ -26,17 +26,6 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _measured_briefly() -> Iterator[None]:
-    """No test asserts how long something takes, so what is measured in this process need not be known well."""
-    from hasten.evidence.latency import LatencyProtocol
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"min_rounds": 8, "max_rounds": 12, "max_seconds": 5.0}.items():
-            patch.setitem(LatencyProtocol.__init__.__kwdefaults__, name, value)
-        yield
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Overrides of an experiment that trains in a second and keeps no record, and one store for the whole session.
